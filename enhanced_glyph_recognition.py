@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Train and evaluate recognisers of handwritten characters.
+
+python enhanced_glyph_recognition.py --dataset demo --epochs 5     try it: no download, a few minutes
+python enhanced_glyph_recognition.py                               EMNIST-Balanced, 47 classes
+python enhanced_glyph_recognition.py --resume                      go on with a run that was stopped
+python enhanced_glyph_recognition.py --evaluate outputs/best_model.pth
+"""
+
+# Only what parsing needs is imported here, so that --help and wrong arguments are answered at once.
+import argparse
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glyphs.cli import add_settings, given_settings, run
+from glyphs.config import Config, read_config
+from glyphs.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glyphs.data import DataLoaders
+    from glyphs.model import EnhancedGlyphCNN
+
+# `from enhanced_glyph_recognition import Trainer` and the like, each imported when it is first asked for (PEP 562).
+PUBLIC_NAMES = {
+    "DepthwiseSeparableConv": "glyphs.model",
+    "EarlyStopping": "glyphs.train",
+    "EnhancedGlyphCNN": "glyphs.model",
+    "Evaluator": "glyphs.evaluate",
+    "LRFinder": "glyphs.lr_finder",
+    "ResidualBlock": "glyphs.model",
+    "Trainer": "glyphs.train",
+    "get_data_loaders": "glyphs.data",
+    "get_default_config": "glyphs.config",
+}
+
+SETTING_GROUPS = {
+    "data": ("dataset", "emnist_split", "data_dir", "max_train_images", "val_split"),
+    "model": ("use_residual", "dropout_rate"),
+    "training": (
+        "num_epochs",
+        "batch_size",
+        "learning_rate",
+        "scheduler",
+        "warmup_epochs",
+        "weight_decay",
+        "label_smoothing",
+        "early_stopping_patience",
+    ),
+    "augmentation": ("rotation_degree", "affine_degree", "translate"),
+    "run": ("output_dir", "device", "seed", "deterministic", "checkpoint_every", "tensorboard"),
+}
+# What a run writes besides its checkpoints; a new run in the folder of a finished one clears them away.
+REPORTS = (
+    "history.csv",
+    "training_history.png",
+    "lr_finder.png",
+    "metrics.json",
+    "classification_report.txt",
+    "misclassification_analysis.txt",
+    "confusion_matrix.png",
+    "confusion_matrix_normalized.png",
+    "per_class_accuracy.png",
+    "misclassified.png",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in PUBLIC_NAMES:
+        return getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_argument_group("what to do (without any of these: train, then evaluate)")
+    either = what.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="go on with the run of this latest_checkpoint.pth (default: the one in the output folder)",
+    )
+    either.add_argument("--evaluate", metavar="CHECKPOINT", help="only evaluate this checkpoint, on the test images")
+    either.add_argument("--overwrite", action="store_true", help="replace an unfinished run in the output folder")
+    what.add_argument("--lr-finder", action="store_true", help="first search for a good learning rate")
+    what.add_argument("--accept-lr", action="store_true", help="take the learning rate it finds without asking")
+    what.add_argument("--skip-eval", action="store_true", help="do not evaluate after training")
+    what.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="JSON file of settings, such as a config.json; flags override it",
+    )
+    add_settings(parser, SETTING_GROUPS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.lr_finder and (arguments.resume is not None or arguments.evaluate):
+        parser.error("--lr-finder belongs to a new run, not to --resume or --evaluate")
+    if arguments.accept_lr and not arguments.lr_finder:
+        parser.error("--accept-lr needs --lr-finder")
+    if arguments.evaluate and arguments.skip_eval:
+        parser.error("--evaluate and --skip-eval leave nothing to do")
+    given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
+    config = Config.from_dict(given)
+
+    from glyphs.files import claim_folder
+    from glyphs.runtime import (
+        choose_device,
+        explain_out_of_memory,
+        limit_threads,
+        use_deterministic_algorithms,
+    )
+
+    limit_threads()
+    if arguments.resume and "output_dir" not in given:
+        given["output_dir"] = str(Path(arguments.resume).parent)
+        config = Config.from_dict(given)
+    use_deterministic_algorithms(config.deterministic)
+    device = choose_device(config.device)
+    output_dir = Path(config.output_dir)
+    with claim_folder(output_dir), explain_out_of_memory(config.batch_size):
+        if arguments.evaluate:
+            evaluate(Path(arguments.evaluate), given, device, output_dir)
+            return
+        train(arguments, config, given, device)
+        if not arguments.skip_eval:
+            from glyphs.train import BEST_MODEL
+
+            evaluate(output_dir / BEST_MODEL, given, device, output_dir)
+
+
+def train(arguments: argparse.Namespace, config: Config, given: dict[str, Any], device: "torch.device") -> None:
+    """Train a new model, or go on with the run that --resume names."""
+    from glyphs.checkpoint import load_checkpoint
+    from glyphs.data import get_data_loaders
+    from glyphs.model import EnhancedGlyphCNN
+    from glyphs.runtime import address, describe_device, seed_everything
+    from glyphs.train import LATEST_CHECKPOINT, Trainer
+
+    output_dir = Path(config.output_dir)
+    latest = output_dir / LATEST_CHECKPOINT
+    checkpoint = None
+    if arguments.resume is not None:
+        path = Path(arguments.resume or latest)
+        checkpoint = load_checkpoint(path)
+        config = Config.from_dict(checkpoint["config"]).resumed_with(given | {"output_dir": config.output_dir})
+    elif latest.exists() and not arguments.overwrite:
+        refuse_unfinished(latest)
+    if not arguments.skip_eval:
+        import glyphs.evaluate  # noqa: F401 - a package that it misses should be known before the training
+
+    data = get_data_loaders(config, device)
+    seed_everything(address(config.seed, "weights"))
+    model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual).to(device)
+    say(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "
+        f"{len(data.train.labels):,} training, {len(data.val.labels):,} validation and {len(data.test.labels):,} "
+        f"test images of {len(data.class_names)} classes"
+    )
+    if checkpoint is None:
+        clear_reports(output_dir, latest)
+        if arguments.lr_finder:
+            config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
+    trainer = Trainer(model, data.train, data.val, config, data.class_names)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        say(f"resumed {path} after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
+    history = trainer.fit()
+    if not arguments.skip_eval:
+        from glyphs.plots import plot_training_history
+
+        plot_training_history(history, output_dir / "training_history.png")
+
+
+def refuse_unfinished(latest: Path) -> None:
+    """Raise ConfigError if the checkpoint is of a run that could go on."""
+    from glyphs.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(latest)
+    epoch, epochs = checkpoint["training"]["epoch"], checkpoint["config"]["num_epochs"]
+    patience = checkpoint["config"]["early_stopping_patience"]
+    if epoch < epochs and checkpoint["training"]["early_stopping"]["epochs_without_gain"] < patience:
+        raise ConfigError(
+            f"{latest.parent} holds an unfinished run ({epoch} of {epochs} epochs done): --resume goes on with it, "
+            "--overwrite replaces it, another --output-dir keeps both"
+        )
+
+
+def clear_reports(output_dir: Path, latest: Path) -> None:
+    """Remove what an earlier run left, so that nobody takes its reports for those of the new one."""
+    if latest.exists():
+        say(f"the new run replaces the one in {output_dir}")
+    for path in (latest, *(output_dir / name for name in REPORTS)):
+        path.unlink(missing_ok=True)
+
+
+def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: Config, *, ask: bool) -> Config:
+    """Run the range test; return the settings with its suggestion, or as they were where the user rejects it."""
+    from glyphs.lr_finder import LRFinder
+    from glyphs.plots import plot_lr_finder
+    from glyphs.train import make_criterion, make_optimizer
+
+    finder = LRFinder(model, make_optimizer(model, config), make_criterion(config))
+    found = finder.range_test(data.train, seed=config.seed)
+    path = Path(config.output_dir) / "lr_finder.png"
+    plot_lr_finder(found.learning_rates, found.losses, found.suggestion, path)
+    say(f"suggested learning rate: {found.suggestion:.2g} (see {path}); set: {config.learning_rate:.2g}")
+    if ask and sys.stdin.isatty():
+        print("accept it? [Y/n] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("n", "no"):
+            say(f"rejected: training with {config.learning_rate:.2g}")
+            return config
+    say(f"accepted: training with {found.suggestion:.2g}")
+    return dataclasses.replace(config, learning_rate=found.suggestion)
+
+
+def evaluate(path: Path, given: dict[str, Any], device: "torch.device", output_dir: Path) -> None:
+    """Measure a checkpoint on the test images of its own data set, or of the one that `given` names."""
+    from glyphs.checkpoint import load_model
+    from glyphs.data import get_test_loader
+    from glyphs.evaluate import Evaluator
+
+    model, trained_with, class_names = load_model(path)
+    config = Config.from_dict({"dataset": trained_with.dataset, "emnist_split": trained_with.emnist_split} | given)
+    loader, data_classes = get_test_loader(config, device)
+    if class_names != data_classes:
+        raise CheckpointError(
+            f"{path} knows {len(class_names)} classes ({class_names[0]} to {class_names[-1]}), the data has "
+            f"{len(data_classes)} others; choose the data that it was trained on with --dataset and --split"
+        )
+    evaluator = Evaluator(model.to(device), class_names)
+    split = config.emnist_split if config.dataset == "emnist" else config.dataset
+    metrics = evaluator.write_reports(evaluator.evaluate(loader), output_dir, split=split, checkpoint=str(path))
+    print(
+        f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
+        f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, loss {metrics['loss']:.3f}, "
+        f"calibration error {metrics['ece']:.3f})"
+    )
+    say(f"reports and plots are in {output_dir}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""Enhanced Glyph Recognition: train, evaluate and use recognisers of handwritten characters."""

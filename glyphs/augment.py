@@ -1,0 +1,40 @@
+"""Random affine distortion of a whole batch at once, on the device, from an explicit generator."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCALE_RANGE = 0.1  # each image is enlarged or shrunk by up to a tenth, each axis for itself
+
+
+def augment(images: Tensor, generator: torch.Generator, *, rotation: float, shear: float, translate: float) -> Tensor:
+    """Rotate, shear, scale and shift every image by its own random amounts, with one bilinear resampling.
+
+    Parameters
+    ----------
+    images : uint8 [N, 1, H, W], or float in [0, 1].
+    generator : on the images' device; the only source of randomness.
+    rotation, shear : degrees; each drawn uniformly from plus or minus this.
+    translate : as a fraction of the image's side; each axis drawn uniformly from plus or minus this.
+
+    Returns
+    -------
+    float32 [N, 1, H, W] in [0, 1]; what comes in from outside the image is black.
+    """
+    n = images.shape[0]
+    # One draw of all five factors in -1..1 for every image, so that the amounts do not depend on each other.
+    draws = torch.rand(n, 6, generator=generator, device=images.device) * 2 - 1
+    angle = draws[:, 0] * math.radians(rotation)
+    slant = torch.tan(draws[:, 1] * math.radians(shear))
+    scale_x, scale_y = (1 / (1 + SCALE_RANGE * draws[:, 2:4])).unbind(1)
+    # affine_grid counts from -1 to 1 across the image, so a fraction of the side counts double.
+    shift_x, shift_y = (2 * translate * draws[:, 4:6]).unbind(1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # The map from output to input: scale, then shear along x, then rotate, then shift.
+    row_x = torch.stack([cos * scale_x, (cos * slant - sin) * scale_y, shift_x], dim=1)
+    row_y = torch.stack([sin * scale_x, (sin * slant + cos) * scale_y, shift_y], dim=1)
+    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

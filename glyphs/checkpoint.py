@@ -1,0 +1,123 @@
+"""Checkpoints: tensors and plain containers, a format version, written aside and renamed, loaded without running code.
+
+Two kinds share the format.  A weights file (best_model.pth, pretrained/*.pth) holds what prediction needs: weights,
+config, class names, metrics.  latest_checkpoint.pth holds that and, under "training", everything that a resumed run
+needs.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glyphs.config import Config
+from glyphs.errors import CheckpointError, ConfigError
+from glyphs.files import replace_file
+from glyphs.model import EnhancedGlyphCNN
+
+FORMAT_VERSION = 1
+MAX_CLASSES = 100_000  # more than any script has characters; a file that declares more is damaged or hostile
+
+
+def save_checkpoint(
+    path: Path,
+    model: EnhancedGlyphCNN,
+    config: Config,
+    class_names: list[str],
+    *,
+    metrics: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; see the head of this file.  Raises GlyphError as `replace_file` does."""
+    content = {
+        "format": FORMAT_VERSION,
+        "model": model.state_dict(),
+        "config": config.to_dict(),
+        "class_names": class_names,
+        "metrics": dict(metrics),
+    }
+    if training is not None:
+        content["training"] = dict(training)
+    write_checkpoint(path, content)
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU and check that it is one of ours.  Nothing in it can run code.
+
+    Raises
+    ------
+    CheckpointError : naming the path, where it is missing, damaged, or not a checkpoint of this project.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:
+        fact = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: is not a checkpoint of this project, or is damaged ({fact})") from None
+    expected = {"format": int, "model": dict, "config": dict, "class_names": list, "metrics": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), t) for k, t in expected.items()):
+        raise CheckpointError(f"{path}: is not a checkpoint of this project")
+    if content["format"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format version {content['format']}, this program reads {FORMAT_VERSION}; "
+            f"use the version of the program that wrote it"
+        )
+    names = content["class_names"]
+    if not 1 <= len(names) <= MAX_CLASSES or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: is damaged (its class names are not 1 to {MAX_CLASSES:,} strings)")
+    return content
+
+
+def build_model(content: Mapping[str, Any], path: Path) -> tuple[EnhancedGlyphCNN, Config]:
+    """The model and the settings that a loaded checkpoint describes, the model in float32 and evaluation mode.
+
+    Weights saved in half precision, or under torch.compile or DistributedDataParallel, load too.
+
+    Raises
+    ------
+    CheckpointError : the weights do not fit the architecture that the checkpoint declares.
+    """
+    try:
+        config = Config.from_dict(content["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: is damaged ({error})") from None
+    model = EnhancedGlyphCNN(len(content["class_names"]), config.dropout_rate, config.use_residual)
+    try:
+        model.load_state_dict(clean_state_dict(content["model"]))
+    except (RuntimeError, AttributeError, TypeError):
+        raise CheckpointError(f"{path}: its weights do not fit the architecture that it declares") from None
+    return model.eval(), config
+
+
+def clean_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefixes that torch.compile and DistributedDataParallel put before their names."""
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): weights for name, weights in state.items()}
+
+
+def load_model(path: Path) -> tuple[EnhancedGlyphCNN, Config, list[str]]:
+    """The model, its settings and its class names, from a checkpoint file.  Raises CheckpointError."""
+    content = load_checkpoint(path)
+    model, config = build_model(content, path)
+    return model, config, content["class_names"]
+
+
+def write_half_precision(source: Path, target: Path) -> None:
+    """Write the weights of a checkpoint in float16, without training state: half the size, for distribution."""
+    content = load_checkpoint(source)
+    content.pop("training", None)
+    content["model"] = {
+        name: weights.half() if weights.is_floating_point() else weights for name, weights in content["model"].items()
+    }
+    write_checkpoint(target, content)

@@ -1,0 +1,87 @@
+"""What the three scripts share: settings as flags, and errors and signals as exit statuses."""
+
+import argparse
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
+from typing import Any
+
+from glyphs.config import Config
+from glyphs.errors import GlyphError
+
+USER_ERROR = 2
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end; not an Exception, so that no handler takes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[str]]) -> None:
+    """Add a flag for each Config field: `batch_size` becomes `--batch-size`, a bool gets a `--no-` twin.
+
+    Flags that are not given leave no attribute behind, so `given_settings` can tell them from defaults.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            field = fields[name]
+            metadata = field.metadata
+            flag = "--" + (metadata["flag"] or name).replace("_", "-")
+            default = "all" if field.default is None else field.default
+            options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+            if metadata["type"] is bool:
+                default = "on" if field.default else "off"
+                options["action"] = argparse.BooleanOptionalAction
+            else:
+                options["type"] = metadata["type"]
+                if metadata["choices"]:
+                    options["choices"] = metadata["choices"]
+                else:
+                    options["metavar"] = {int: "N", float: "X", str: "DIR"}[metadata["type"]]
+            group.add_argument(flag, help=f"{metadata['help']} (default: {default})", **options)
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The Config fields whose flags were on the command line."""
+    names = {field.name for field in dataclasses.fields(Config)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks or control characters, which a file's name may hold."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Run a script's main function and return its exit status.
+
+    A GlyphError becomes one line on stderr and status 2; Ctrl-C, SIGTERM and SIGHUP become 130, 143 and 129.
+    Anything else is a bug and keeps its traceback (status 1).
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, interrupt)
+    try:
+        return main() or 0
+    except GlyphError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return USER_ERROR
+    except Interrupted as interruption:
+        print(f"stopped by {interruption}", file=sys.stderr)
+        return 128 + interruption.signum
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain again when it flushes at exit.
+        sys.stderr.close()
+        return 128 + signal.SIGPIPE

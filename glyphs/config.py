@@ -1,0 +1,181 @@
+"""Every setting of a training run, in one list: the flag, its help, its type and its check all come from here."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glyphs.errors import ConfigError
+
+DATASETS = ("emnist", "demo")
+SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
+SCHEDULERS = ("cosine", "plateau")
+DEVICES = ("auto", "cpu", "cuda")
+
+Check = tuple[Callable[[Any], bool], str]
+POSITIVE: Check = (lambda value: value > 0, "above 0")
+NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
+FRACTION: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+PROPER_FRACTION: Check = (lambda value: 0 < value < 1, "above 0 and below 1")
+
+T = TypeVar("T")
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    flag: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    check: Check | None = None,
+    type: type | None = None,
+    may_change: bool = False,
+) -> T:
+    """A dataclass field that also says how the command line shows and checks it.
+
+    `type` is needed only where it is not that of the default (a default of None).  `may_change` marks what a
+    resumed run may set anew without contradicting the run that it goes on with.
+    """
+    kind = type or default.__class__
+    metadata = {
+        "help": help,
+        "flag": flag,
+        "choices": choices,
+        "check": check,
+        "type": kind,
+        "may_change": may_change,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run.  The first thirteen carry the specification's names and values.
+
+    Raises
+    ------
+    ConfigError : from the constructor, naming the setting whose value has the wrong type or range.
+    """
+
+    emnist_split: str = setting(
+        "balanced",
+        "which EMNIST split: 47 classes (balanced, bymerge), 62, 26 or 10",
+        flag="split",
+        choices=SPLITS,
+    )
+    batch_size: int = setting(128, "images a step; halve it when CUDA runs out of memory", check=POSITIVE)
+    val_split: float = setting(
+        0.1, "part of the training images held out for validation, the same share of each class",
+        check=PROPER_FRACTION,
+    )  # fmt: skip
+    use_residual: bool = setting(True, "residual blocks; without: a light depthwise-separable network")
+    dropout_rate: float = setting(0.4, "dropout before the classifier", check=FRACTION)
+    num_epochs: int = setting(50, "passes over the training images", flag="epochs", check=POSITIVE, may_change=True)
+    learning_rate: float = setting(0.001, "the highest learning rate of the schedule", check=POSITIVE)
+    weight_decay: float = setting(1e-4, "AdamW's, on weights but not on biases and norms", check=NOT_NEGATIVE)
+    scheduler: str = setting(
+        "cosine",
+        "cosine: warm up, then fall to zero; plateau: divide by 10 when validation stalls",
+        choices=SCHEDULERS,
+    )
+    early_stopping_patience: int = setting(
+        10, "stop after this many epochs without a better validation loss", check=POSITIVE, may_change=True
+    )
+    rotation_degree: float = setting(15.0, "augmentation: rotate by up to this many degrees", check=NOT_NEGATIVE)
+    affine_degree: float = setting(10.0, "augmentation: shear by up to this many degrees", check=NOT_NEGATIVE)
+    translate: float = setting(0.08, "augmentation: shift by up to this fraction of the side", check=FRACTION)
+
+    dataset: str = setting(
+        "emnist", "emnist: handwriting; demo: letters drawn from fonts, made on the spot", choices=DATASETS
+    )
+    data_dir: str = setting("./data", "folder that holds EMNIST/raw/, or will after the download", may_change=True)
+    max_train_images: int | None = setting(
+        None,
+        "use only this many training images (validation included), for a quick look",
+        check=POSITIVE,
+        type=int,
+    )
+    label_smoothing: float = setting(0.1, "share of the target spread over all classes", check=FRACTION)
+    warmup_epochs: float = setting(1.0, "epochs over which the cosine schedule warms up", check=NOT_NEGATIVE)
+    seed: int = setting(42, "every random choice follows from it", check=NOT_NEGATIVE)
+    deterministic: bool = setting(False, "on CUDA, the same bits every run, more slowly (CPU runs always are)")
+    device: str = setting("auto", "auto takes CUDA where there is one", choices=DEVICES, may_change=True)
+    output_dir: str = setting("outputs", "folder for checkpoints, plots and reports", may_change=True)
+    checkpoint_every: float = setting(
+        120.0, "seconds between checkpoints within an epoch", check=POSITIVE, may_change=True
+    )
+    tensorboard: bool = setting(False, "also write TensorBoard event files to OUTPUT_DIR/tensorboard", may_change=True)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            kind = field.metadata["type"]
+            # JSON writes 1.0 as 1; a bool is an int to Python, but not to a reader.
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+                object.__setattr__(self, field.name, value)
+            if type(value) is not kind:
+                raise ConfigError(f"{field.name} is {value!r}: it must be of type {kind.__name__}")
+            if kind is float and not math.isfinite(value):
+                raise ConfigError(f"{field.name} is {value!r}: it must be finite")
+            choices = field.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(f"{field.name} is {value!r}: choose from {', '.join(choices)}")
+            if field.metadata["check"]:
+                test, expectation = field.metadata["check"]
+                if not test(value):
+                    raise ConfigError(f"{field.name} is {value!r}: it must be {expectation}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """Build a Config from a plain dict; what is left out keeps its default."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]!r}: choose from {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of every setting, fit for JSON."""
+        return dataclasses.asdict(self)
+
+    def resumed_with(self, given: Mapping[str, Any]) -> "Config":
+        """These settings, of a run that is resumed, with what may change taken from `given`.
+
+        Raises
+        ------
+        ConfigError : `given` contradicts a setting that the run so far rests on.
+        """
+        for field in dataclasses.fields(self):
+            ours = getattr(self, field.name)
+            theirs = given.get(field.name, ours)
+            if theirs != ours and not field.metadata["may_change"]:
+                raise ConfigError(
+                    f"{field.name} is {ours!r} in the run to resume, but {theirs!r} was asked for; leave it out, "
+                    f"or start a run of its own with another --output-dir"
+                )
+        return Config.from_dict({**self.to_dict(), **given})
+
+
+def get_default_config() -> dict[str, Any]:
+    """Every setting with its default, as a plain dict that is yours to change."""
+    return Config().to_dict()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read settings from a JSON file, for example the config.json of an earlier run."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold one JSON object of settings")
+    Config.from_dict(values)  # complains now, with the file still in the user's mind
+    return values

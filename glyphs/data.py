@@ -1,0 +1,287 @@
+"""EMNIST and the demo set as tensors in memory, and the batches that training and evaluation draw from them.
+
+EMNIST is 88 MB: indexing a tensor that already lies on the device beats a DataLoader with worker processes and
+per-image transforms by one to two orders of magnitude, so the built-in loaders do that.  Trainer, LRFinder and
+Evaluator ask only for a sized iterable of `(images, labels)`, so a torch DataLoader over your own Dataset works too.
+
+A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white ink on black, upright; labels int64
+[N].  The model normalises; no loader does.
+"""
+
+import string
+import sys
+import urllib.error
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from glyphs.augment import augment
+from glyphs.config import Config
+from glyphs.demo import DEMO_CLASSES, render_demo
+from glyphs.errors import ConfigError, DataError
+from glyphs.files import replace_file
+from glyphs.idx import read_idx
+from glyphs.runtime import address
+
+Part = Literal["train", "test"]
+
+# Lower-case letters that Balanced and ByMerge count as their capitals (arXiv 1702.05373, section II-E).
+MERGED = set("cijklmopsuvwxyz")
+ALL_62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+MERGED_47 = [character for character in ALL_62 if character not in MERGED]
+CLASS_NAMES: dict[str, list[str]] = {
+    "balanced": MERGED_47,
+    "byclass": list(ALL_62),
+    "bymerge": MERGED_47,
+    "letters": list(string.ascii_lowercase),
+    "digits": list(string.digits),
+    "mnist": list(string.digits),
+}
+# Images in the official train and test files.
+OFFICIAL_COUNTS = {
+    "balanced": (112_800, 18_800),
+    "byclass": (697_932, 116_323),
+    "bymerge": (697_932, 116_323),
+    "letters": (124_800, 20_800),
+    "digits": (240_000, 40_000),
+    "mnist": (60_000, 10_000),
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far training images are distorted; see `glyphs.augment.augment`."""
+
+    rotation: float
+    shear: float
+    translate: float
+
+
+class TensorLoader:
+    """Batches gathered by index from tensors on one device, shuffled and augmented where asked.
+
+    The order of an epoch and the distortion of a batch follow from (seed, epoch, step) alone.
+
+    Parameters
+    ----------
+    images : uint8 [N, 1, H, W].
+    labels : int64 [N].
+    shuffle_seed : None for the stored order; else each epoch has its own order.
+    augmentation : None for the images as they are.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.augmentation = augmentation
+        self.epoch = 0
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def seek(self, epoch: int, first_step: int) -> None:
+        """Choose what the next iteration gives: the batches of this epoch, from this step on."""
+        self.epoch = epoch
+        self.first_step = first_step
+
+    def fingerprint(self) -> int:
+        """A checksum of all images and labels, to tell whether a resumed run sees the data it began with."""
+        return zlib.crc32(self.labels.cpu().numpy().data, zlib.crc32(self.images.cpu().numpy().data))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.arange(len(self.labels))
+        if self.shuffle_seed is not None:
+            # Drawn on the CPU, so that the order is the same on every device.
+            generator = torch.Generator().manual_seed(address(self.shuffle_seed, "order", self.epoch))
+            order = torch.randperm(len(self.labels), generator=generator)
+        order = order.to(self.images.device)
+        generator = torch.Generator(self.images.device)
+        for step in range(self.first_step, len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self.images[index]
+            if self.augmentation is not None:
+                generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
+                images = augment(
+                    images,
+                    generator,
+                    rotation=self.augmentation.rotation,
+                    shear=self.augmentation.shear,
+                    translate=self.augmentation.translate,
+                )
+            yield images, self.labels[index]
+
+
+class DataLoaders(NamedTuple):
+    """What training and evaluation need to know of the data."""
+
+    train: TensorLoader
+    val: TensorLoader
+    test: TensorLoader
+    class_names: list[str]
+
+
+def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | str = "cpu") -> DataLoaders:
+    """Load the data set that the settings name and put it on the device.
+
+    Returns
+    -------
+    The train, validation and test loaders, and the class names.  Validation is `val_split` of the training
+    images, the same share of each class, and follows from the seed.
+
+    Raises
+    ------
+    DataError : naming the file, where one is missing and cannot be downloaded, is damaged, or is inconsistent.
+    """
+    config = config if isinstance(config, Config) else Config.from_dict(config)
+    images, labels, class_names = load_part(config, "train")
+    if config.max_train_images is not None and config.max_train_images < len(labels):
+        keep, _ = stratified_split(labels, config.max_train_images, config.seed)
+        images, labels = images[keep], labels[keep]
+    held_out, rest = stratified_split(labels, round(config.val_split * len(labels)), config.seed)
+    if len(held_out) == 0 or len(rest) == 0:
+        raise ConfigError(
+            f"{len(labels)} training images leave none for training or none for validation at val_split "
+            f"{config.val_split}; use more images"
+        )
+    images, labels = images.to(device), labels.to(device)
+    augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
+    return DataLoaders(
+        TensorLoader(
+            images[rest], labels[rest], config.batch_size, shuffle_seed=config.seed, augmentation=augmentation
+        ),
+        TensorLoader(images[held_out], labels[held_out], config.batch_size),
+        get_test_loader(config, device)[0],
+        class_names,
+    )
+
+
+def get_test_loader(
+    config: Config | Mapping[str, Any], device: torch.device | str = "cpu"
+) -> tuple[TensorLoader, list[str]]:
+    """Load only the test part: its loader and the class names.  Raises as `get_data_loaders` does."""
+    config = config if isinstance(config, Config) else Config.from_dict(config)
+    images, labels, class_names = load_part(config, "test")
+    return TensorLoader(images.to(device), labels.to(device), config.batch_size), class_names
+
+
+def load_part(config: Config, part: Part) -> tuple[Tensor, Tensor, list[str]]:
+    """Images uint8 [N, 1, 28, 28], labels int64 [N] and class names of one part of the configured data set."""
+    if config.dataset == "demo":
+        images, labels = render_demo(part)
+        return images, labels, list(DEMO_CLASSES)
+    images, labels = load_emnist(Path(config.data_dir), config.emnist_split, part)
+    return images, labels, CLASS_NAMES[config.emnist_split]
+
+
+def stratified_split(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw exactly `count` indices at random, each class in proportion; return them and the others, sorted.
+
+    Every image gets a place between 0 and 1 within its class, evenly spaced in random order; the `count` lowest
+    places are drawn.
+    """
+    generator = torch.Generator().manual_seed(address(seed, "split"))
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    starts = sizes.cumsum(0) - sizes
+    classes = labels[by_class]
+    place = (torch.arange(len(labels)) - starts[classes] + 0.5) / sizes[classes]
+    drawn = by_class[place.argsort(stable=True)]
+    return drawn[:count].sort().values, drawn[count:].sort().values
+
+
+def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]:
+    """Read one part of one EMNIST split from `data_dir/EMNIST/raw`, downloading it first where it is missing.
+
+    Returns
+    -------
+    images : uint8 [N, 1, 28, 28], upright (the files store them transposed).
+    labels : int64 [N], from 0 (the letters split stores them from 1).
+    """
+    images_path, labels_path = find_emnist(data_dir, split, part) or download_emnist(data_dir, split, part)
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1).long()
+    if len(images) != len(labels):
+        raise DataError(f"{images_path} holds {len(images):,} images, but {labels_path.name} {len(labels):,} labels")
+    if images.shape[1:] != (28, 28):
+        raise DataError(f"{images_path}: images are {images.shape[1]}x{images.shape[2]} pixels, expected 28x28")
+    if split == "letters":
+        labels -= 1
+    names = CLASS_NAMES[split]
+    outside = (labels < 0) | (labels >= len(names))
+    if outside.any():
+        at = int(outside.nonzero()[0])
+        stored = int(labels[at]) + (split == "letters")
+        raise DataError(f"{labels_path}: label {stored} at position {at} is out of range for {len(names)} classes")
+    empty = (torch.bincount(labels, minlength=len(names)) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise DataError(f"{labels_path}: no image of class {', '.join(names[i] for i in empty)}")
+    official = OFFICIAL_COUNTS[split][part == "test"]
+    if len(labels) != official:
+        print(
+            f"note: {images_path} holds {len(labels):,} images, not the official {official:,}",
+            file=sys.stderr,
+        )
+    return images.transpose(1, 2).unsqueeze(1).contiguous(), labels
+
+
+def emnist_names(split: str, part: Part) -> tuple[str, str]:
+    """The names of a part's two files, images and labels, without `.gz`."""
+    return f"emnist-{split}-{part}-images-idx3-ubyte", f"emnist-{split}-{part}-labels-idx1-ubyte"
+
+
+def find_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path] | None:
+    """The paths of a part's two files, gzipped or plain, or None where one is missing."""
+    found = []
+    for name in emnist_names(split, part):
+        candidates = (data_dir / "EMNIST" / "raw" / (name + suffix) for suffix in (".gz", ""))
+        path = next((candidate for candidate in candidates if candidate.exists()), None)
+        if path is None:
+            return None
+        found.append(path)
+    return found[0], found[1]
+
+
+def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]:
+    """Fetch the EMNIST archive through torchvision, and take out of it the files of this split.
+
+    torchvision checks the archive's MD5 sum, so a download that broke off is fetched again, never used; the files
+    are written aside and renamed.  The archive stays, and serves the other splits.
+    """
+    from torchvision.datasets import EMNIST
+    from torchvision.datasets.utils import download_url
+
+    raw = data_dir / "EMNIST" / "raw"
+    archive = raw / "gzip.zip"
+    print(f"EMNIST {split} is not in {raw}: fetching {EMNIST.url} (562 MB)", file=sys.stderr)
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        download_url(EMNIST.url, raw, archive.name, EMNIST.md5)
+        with zipfile.ZipFile(archive) as files:
+            for each in ("train", "test"):
+                for name in emnist_names(split, each):
+                    replace_file(raw / f"{name}.gz", files.read(f"gzip/{name}.gz"))
+    except (OSError, RuntimeError, urllib.error.URLError, zipfile.BadZipFile, KeyError) as error:
+        raise DataError(
+            f"EMNIST could not be downloaded from {EMNIST.url} ({error}); put that archive at {archive} by hand, "
+            f"or try the built-in set with --dataset demo"
+        ) from None
+    found = find_emnist(data_dir, split, part)
+    assert found is not None
+    return found

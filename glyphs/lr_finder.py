@@ -1,0 +1,128 @@
+"""Leslie Smith's learning-rate range test (arXiv 1506.01186, section 3.3)."""
+
+import contextlib
+import copy
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from glyphs.errors import TrainingError
+from glyphs.runtime import Loader, autocast_dtype, fetch_steps
+
+SMOOTHING = 0.95  # weight of the past in the moving average of the loss
+DIVERGENCE = 4.0  # stop once the smoothed loss is this many times its lowest value
+MARGIN = 10  # steps ignored at the start, where the average still rests on a handful of batches
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test saw: a learning rate and a smoothed loss for each step, and what it suggests."""
+
+    learning_rates: list[float]
+    losses: list[float]
+    suggestion: float
+
+
+class LRFinder:
+    """Raise the learning rate exponentially, a batch a step, and find where the loss falls fastest.
+
+    Whatever happens, the model, the optimizer and all random generators are afterwards as they were before.
+
+    Parameters
+    ----------
+    model, optimizer, criterion : as for training; `criterion(logits, labels)` gives the loss.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.criterion = criterion
+
+    def range_test(
+        self,
+        loader: Loader,
+        *,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_steps: int = 150,
+        seed: int = 0,
+    ) -> RangeTest:
+        """Run the test.
+
+        Raises
+        ------
+        TrainingError : the loss was not finite, or diverged, before there was anything to see.
+        """
+        device = next(self.model.parameters()).device
+        # float16 would need a gradient scaler; a hundred steps can afford float32.
+        bfloat16 = autocast_dtype(device) is torch.bfloat16
+        rates: list[float] = []
+        losses: list[float] = []
+        average = 0.0
+        with self._everything_restored():
+            self.model.train()
+            for step, (images, labels) in enumerate(self._endless(loader, seed)):
+                if step == num_steps:
+                    break
+                rate = start_lr * (end_lr / start_lr) ** (step / (num_steps - 1))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.optimizer.zero_grad()
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    loss = self.criterion(self.model(images.to(device)), labels.to(device))
+                if not math.isfinite(loss.item()):
+                    break
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.optimizer.step()
+                average = SMOOTHING * average + (1 - SMOOTHING) * loss.item()
+                rates.append(rate)
+                losses.append(average / (1 - SMOOTHING ** (step + 1)))
+                if losses[-1] > DIVERGENCE * min(losses):
+                    break
+        return RangeTest(rates, losses, suggest(rates, losses))
+
+    @staticmethod
+    def _endless(loader: Loader, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        epoch = 0
+        while True:
+            for _, batch in fetch_steps(loader, seed, epoch):
+                yield batch
+            epoch += 1
+
+    @contextlib.contextmanager
+    def _everything_restored(self) -> Iterator[None]:
+        model_state = copy.deepcopy(self.model.state_dict())
+        optimizer_state = copy.deepcopy(self.optimizer.state_dict())
+        was_training = self.model.training
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        try:
+            with torch.random.fork_rng():
+                yield
+        finally:
+            self.model.load_state_dict(model_state)
+            self.model.train(was_training)
+            self.optimizer.load_state_dict(optimizer_state)
+            self.optimizer.zero_grad()
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def suggest(learning_rates: list[float], losses: list[float]) -> float:
+    """The learning rate at which the smoothed loss falls most steeply against the logarithm of the rate.
+
+    Only what lies before the lowest loss counts: after it the curve climbs, and its noise would mislead.
+    """
+    end = int(np.argmin(losses)) + 1 if losses else 0
+    if end < MARGIN + 2:
+        raise TrainingError(
+            f"the learning-rate finder saw the loss fall over only {end} steps; "
+            "check the data, or set --learning-rate by hand"
+        )
+    slope = np.gradient(np.asarray(losses[:end]), np.log(learning_rates[:end]))
+    return learning_rates[MARGIN + int(np.argmin(slope[MARGIN:]))]

@@ -1,0 +1,125 @@
+"""The machine: device, threads, precision and seeds; and batches in an order that follows from the seed."""
+
+import contextlib
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import joblib
+import numpy as np
+import torch
+from torch import Tensor
+
+from glyphs.errors import ConfigError, TrainingError
+
+Batch = tuple[Tensor, Tensor]  # images [N, 1, H, W], uint8 or float in [0, 1]; labels int64 [N]
+
+
+class Loader(Protocol):
+    """What training and evaluation ask for: a sized iterable of batches, such as a torch DataLoader."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A loader that can start an epoch at any step without making the batches before it."""
+
+    def seek(self, epoch: int, first_step: int) -> None: ...
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device.
+
+    Raises
+    ------
+    ConfigError : `cuda` was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; leave the flag out or use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for the first line of a run."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def limit_threads() -> None:
+    """Use as many threads as this process may run at once, not as many as the host has.
+
+    PyTorch counts the host's cores and misses a container's CPU quota; threads beyond it only wait for each other.
+    OMP_NUM_THREADS, where set, is the user's own choice and stands.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that training computes in: bfloat16 on CUDA, float16 on GPUs before Ampere, float32 on CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def use_deterministic_algorithms(on: bool) -> None:
+    """On CUDA, choose only kernels that give the same bits every time; on CPU they all do."""
+    if on:
+        # cuBLAS reads this when it first starts; without it PyTorch refuses to promise determinism.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = not on
+
+
+def address(*numbers: int | str) -> int:
+    """A seed for the place that these numbers name, such as (seed, "dropout", epoch, step).
+
+    Randomness is addressed, not consumed: what happens at a step depends on nothing that happened before it, so
+    a run that was killed and resumed draws what the uninterrupted run would have drawn.
+    """
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # 63 bits: torch takes a signed number
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: PyTorch's on every device (dropout), NumPy's and Python's (users' transforms)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def fetch_steps(loader: Loader, seed: int, epoch: int, first_step: int = 0) -> Iterator[tuple[int, Batch]]:
+    """Yield (step, batch) for one epoch, from `first_step` on; every batch is what it would be in a full epoch.
+
+    The global generators are seeded for each step, so shuffling and transforms of a torch DataLoader, and dropout
+    in the model, follow from (seed, epoch, step).  A loader that cannot seek makes the skipped batches again.
+    """
+    made_from = 0
+    if isinstance(loader, Seekable):
+        loader.seek(epoch, first_step)
+        made_from = first_step
+    seed_everything(address(seed, "epoch", epoch))  # a DataLoader seeds its workers when its iterator is made
+    batches = iter(loader)
+    for step in range(made_from, len(loader)):
+        seed_everything(address(seed, "step", epoch, step))
+        batch = next(batches)
+        if step >= first_step:
+            yield step, batch
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn CUDA's out-of-memory error into a TrainingError that names the batch size and the next to try."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        remedy = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "no smaller batch is left"
+        raise TrainingError(f"CUDA ran out of memory at --batch-size {batch_size}; {remedy}") from None
