@@ -166,7 +166,7 @@ def train(arguments: argparse.Namespace, config: Config, given: dict[str, Any], 
     model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual).to(device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "
-        f"{len(data.train.labels):,} training, {len(data.val.labels):,} validation and {len(data.test.labels):,} "
+        f"{len(data.train.index):,} training, {len(data.val.index):,} validation and {len(data.test.index):,} "
         f"test images of {len(data.class_names)} classes"
     )
     if checkpoint is None:
@@ -230,7 +230,7 @@ def evaluate(path: Path, given: dict[str, Any], device: "torch.device", output_d
     """Measure a checkpoint on the test images of its own data set, or of the one that `given` names."""
     from glyphs.checkpoint import load_model
     from glyphs.data import get_test_loader
-    from glyphs.evaluate import Evaluator
+    from glyphs.evaluate import Evaluator, write_reports
 
     model, trained_with, class_names = load_model(path)
     config = Config.from_dict({"dataset": trained_with.dataset, "emnist_split": trained_with.emnist_split} | given)
@@ -240,9 +240,9 @@ def evaluate(path: Path, given: dict[str, Any], device: "torch.device", output_d
             f"{path} knows {len(class_names)} classes ({class_names[0]} to {class_names[-1]}), the data has "
             f"{len(data_classes)} others; choose the data that it was trained on with --dataset and --split"
         )
-    evaluator = Evaluator(model.to(device), class_names)
     split = config.emnist_split if config.dataset == "emnist" else config.dataset
-    metrics = evaluator.write_reports(evaluator.evaluate(loader), output_dir, split=split, checkpoint=str(path))
+    evaluation = Evaluator(model.to(device), class_names).evaluate(loader)
+    metrics = write_reports(evaluation, output_dir, split=split, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
         f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, loss {metrics['loss']:.3f}, "

@@ -64,16 +64,18 @@ class Augmentation:
 
 
 class TensorLoader:
-    """Batches gathered by index from tensors on one device, shuffled and augmented where asked.
+    """Batches gathered by index from tensors, shuffled and augmented where asked.
 
     The order of an epoch and the distortion of a batch follow from (seed, epoch, step) alone.
 
     Parameters
     ----------
-    images : uint8 [N, 1, H, W].
-    labels : int64 [N].
-    shuffle_seed : None for the stored order; else each epoch has its own order.
-    augmentation : None for the images as they are.
+    images : uint8 [M, 1, H, W].
+    labels : int64 [M], on the same device.
+    index : int64 [N], which images to use; by default all.
+    shuffle_seed : None for the order of the index; else each epoch has its own order.
+    augmentation : None for the images as they are (uint8); else they become float in [0, 1].
+    device : where the batches go; by default they stay on the images' device.
     """
 
     def __init__(
@@ -82,19 +84,23 @@ class TensorLoader:
         labels: Tensor,
         batch_size: int,
         *,
+        index: Tensor | None = None,
         shuffle_seed: int | None = None,
         augmentation: Augmentation | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self.images = images
         self.labels = labels
         self.batch_size = batch_size
+        self.index = torch.arange(len(labels)) if index is None else index
         self.shuffle_seed = shuffle_seed
         self.augmentation = augmentation
+        self.device = images.device if device is None else torch.device(device)
         self.epoch = 0
         self.first_step = 0
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return -(-len(self.index) // self.batch_size)
 
     def seek(self, epoch: int, first_step: int) -> None:
         """Choose what the next iteration gives: the batches of this epoch, from this step on."""
@@ -102,20 +108,23 @@ class TensorLoader:
         self.first_step = first_step
 
     def fingerprint(self) -> int:
-        """A checksum of all images and labels, to tell whether a resumed run sees the data it began with."""
-        return zlib.crc32(self.labels.cpu().numpy().data, zlib.crc32(self.images.cpu().numpy().data))
+        """A checksum of the images and labels, to tell whether a resumed run sees the data it began with."""
+        checksum = 0
+        for tensor in (self.images, self.labels, self.index):
+            checksum = zlib.crc32(tensor.cpu().numpy().data, checksum)
+        return checksum
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(len(self.labels))
+        order = self.index
         if self.shuffle_seed is not None:
             # Drawn on the CPU, so that the order is the same on every device.
             generator = torch.Generator().manual_seed(address(self.shuffle_seed, "order", self.epoch))
-            order = torch.randperm(len(self.labels), generator=generator)
+            order = order[torch.randperm(len(order), generator=generator)]
         order = order.to(self.images.device)
-        generator = torch.Generator(self.images.device)
+        generator = torch.Generator(self.device)
         for step in range(self.first_step, len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = self.images[index]
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
             if self.augmentation is not None:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
                 images = augment(
@@ -125,7 +134,7 @@ class TensorLoader:
                     shear=self.augmentation.shear,
                     translate=self.augmentation.translate,
                 )
-            yield images, self.labels[index]
+            yield images, labels
 
 
 class DataLoaders(NamedTuple):
@@ -162,14 +171,11 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
         )
     images, labels = images.to(device), labels.to(device)
     augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
-    return DataLoaders(
-        TensorLoader(
-            images[rest], labels[rest], config.batch_size, shuffle_seed=config.seed, augmentation=augmentation
-        ),
-        TensorLoader(images[held_out], labels[held_out], config.batch_size),
-        get_test_loader(config, device)[0],
-        class_names,
+    train = TensorLoader(
+        images, labels, config.batch_size, index=rest, shuffle_seed=config.seed, augmentation=augmentation
     )
+    val = TensorLoader(images, labels, config.batch_size, index=held_out)
+    return DataLoaders(train, val, get_test_loader(config, device)[0], class_names)
 
 
 def get_test_loader(

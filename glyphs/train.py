@@ -10,6 +10,7 @@ latest_checkpoint.pth, so `trainer.resume(checkpoint)` ends with the same weight
 import contextlib
 import copy
 import csv
+import functools
 import io
 import json
 import math
@@ -290,7 +291,7 @@ class Trainer:
             "early_stopping": self.early_stopping.state_dict(),
             "best_accuracy": self.best_accuracy,
             "history": self.history,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._fingerprint,
         }
         path = self.output_dir / LATEST_CHECKPOINT
         metrics = {key: self.history[-1][key] for key in ("epoch", "val_loss", "val_accuracy") if self.history}
@@ -309,7 +310,7 @@ class Trainer:
             raise CheckpointError(f"the checkpoint holds weights only; resume from a {LATEST_CHECKPOINT}")
         if checkpoint["class_names"] != self.class_names:
             raise CheckpointError("the checkpoint's classes are not those of the data")
-        if (training["num_steps"], training["fingerprint"]) != (self.num_steps, self._fingerprint()):
+        if (training["num_steps"], training["fingerprint"]) != (self.num_steps, self._fingerprint):
             raise CheckpointError(
                 "the training images are not those that the run began with; give it the same data again, or start "
                 "a new run with another --output-dir"
@@ -341,6 +342,7 @@ class Trainer:
             self.optimizer, lambda step: cosine_with_warmup((step + 1) / (total + 1), warmup)
         )
 
+    @functools.cached_property
     def _fingerprint(self) -> int | None:
         fingerprint = getattr(self.train_loader, "fingerprint", None)
         return fingerprint() if fingerprint is not None else None

@@ -1,0 +1,362 @@
+"""Every picture of a run, as PNG files; the only place that imports matplotlib or seaborn.
+
+Each function takes plain data and a path, and writes the whole file or none of it.  The same data gives the
+same bytes.  Colours are those of Okabe and Ito, which the colour-blind tell apart too.
+"""
+
+import contextlib
+import io
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import numpy.typing as npt
+import seaborn as sns
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from glyphs.files import replace_file
+
+BLUE, VERMILION, GREEN, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00"
+GREY, DARK = "#8C8C8C", "#222222"
+BLUES = LinearSegmentedColormap.from_list("blues", ["#E3EFF7", BLUE, "#003B5C"])
+ORANGES = LinearSegmentedColormap.from_list("oranges", ["#FFF4EA", "#F3A76B", VERMILION, "#7A2F00"])
+DPI = 150
+MAX_SIDE = 13.2  # inches: just under 2,000 pixels
+STYLE = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "font.family": ["DejaVu Sans"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": DARK,
+    "axes.titlesize": 11,
+    "text.color": DARK,
+    "xtick.color": DARK,
+    "ytick.color": DARK,
+    "grid.color": "#E4E4E4",
+}
+# In the monospaced one 0 O o, 1 I l and the two cases of a letter look different; the other has more scripts.
+LABEL_FONTS = ("DejaVu Sans Mono", "DejaVu Sans")
+MAX_LABEL = 16  # characters of a class name that are shown
+LEFT_TO_RIGHT = "\u200e"  # an invisible mark
+SHORT_LABEL = 2  # characters that fit upright above a column
+MIN_FONT = 3.5  # points: below it a number in a cell is only dirt
+MAX_BARS = 80
+SHEET_COLUMNS = 8
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
+
+
+def plot_training_history(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss, accuracy and learning rate by epoch, with the epoch of the best validation accuracy marked.
+
+    Parameters
+    ----------
+    rows : one or more, each with epoch, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate;
+        accuracies in 0..1.
+    """
+    epochs = [row["epoch"] for row in rows]
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    with _picture(path, 13, 4.2) as figure:
+        loss, accuracy, rate = figure.subplots(1, 3)
+        for axes, quantity, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+            for part, name, colour, marker in (
+                ("train", "training", BLUE, "o"),
+                ("val", "validation", VERMILION, "s"),
+            ):
+                values = [scale * row[f"{part}_{quantity}"] for row in rows]
+                axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.6, label=name)
+        rate.plot(epochs, [row["learning_rate"] for row in rows], color=GREEN, marker="o", markersize=3.5)
+        for axes, title, label in (
+            (loss, "Loss", "cross-entropy (nats)"),
+            (accuracy, "Accuracy", "images classified correctly (%)"),
+            (rate, "Learning rate", "learning rate"),
+        ):
+            axes.axvline(best["epoch"], color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+            axes.set(title=title, xlabel="epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            axes.grid(axis="y")
+        rate.set_ylim(bottom=0)
+        loss.legend(frameon=False)
+        accuracy.plot(
+            best["epoch"],
+            100 * best["val_accuracy"],
+            linestyle="none",
+            marker="*",
+            markersize=14,
+            color=VERMILION,
+            markeredgecolor="white",
+            label=f"best: {100 * best['val_accuracy']:.2f} %",
+        )
+        accuracy.legend(frameon=False, loc="lower right")
+        figure.suptitle(
+            f"Best validation accuracy {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']:.0f} "
+            f"of {max(epochs):.0f}",
+            fontsize=13,
+        )
+
+
+def plot_confusion_matrix(counts: IntArray, class_names: Sequence[str], path: Path, *, normalized: bool) -> None:
+    """The confusion matrix: what is right in blue, mistakes in orange on a scale of their own.
+
+    On one scale the diagonal, near 100 %, would leave every mistake the colour of zero.
+
+    Parameters
+    ----------
+    counts : int [C, C]; rows are true classes, columns what they were taken for.
+    normalized : show each row as percentages of its class, instead of counts.
+    """
+    size = len(counts)
+    labels, fonts = _labels(class_names)
+    shown = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalized else counts.astype(float)
+    diagonal = np.eye(size, dtype=bool)
+    mistakes = np.where(diagonal, 0, shown)
+    longest = max(map(len, labels))
+    margin = 1.8 + (0.09 * longest if longest > SHORT_LABEL else 0)  # inches, around the cells
+    cell = min(0.6, (MAX_SIDE - margin) / size)
+    decimals = int(normalized and size <= 15)  # where the cells have room for one
+    text = np.array([f"{v:.{decimals}f}" if v >= 10**-decimals else "" for v in shown.flat], dtype=object)
+    font_size = min(10, cell * 72 * min(0.45, 1.36 / max(2, *map(len, text))))
+    unit = "% of the true class" if normalized else "images"
+    with _picture(path, max(cell * size + margin, 5), cell * size + margin - 0.2) as figure:
+        axes = figure.subplots()
+        for name, hidden, colours, norm, bottom in (
+            ("right", ~diagonal, BLUES, Normalize(0, 100 if normalized else max(1, shown.max())), 0.52),
+            # The square root of the number: a cell of 1 % is then seen beside one of 40 %.
+            ("wrong", diagonal | (shown == 0), ORANGES, PowerNorm(0.5, 0, max(1, mistakes.max())), 0),
+        ):
+            sns.heatmap(
+                shown,
+                ax=axes,
+                mask=hidden,
+                cmap=colours,
+                norm=norm,
+                vmin=norm.vmin,  # else seaborn looks for the lowest cell, and warns where all are hidden
+                vmax=norm.vmax,
+                annot=text.reshape(size, size) if font_size >= MIN_FONT else None,
+                fmt="",
+                annot_kws={"fontsize": font_size},
+                square=True,
+                cbar=False,
+                xticklabels=False,
+                yticklabels=False,
+            )
+            beside = axes.inset_axes((1 + 0.45 / (cell * size), bottom, 0.15 / (cell * size), 0.48))
+            ticks = MaxNLocator(6, integer=not normalized)
+            bar = figure.colorbar(axes.collections[-1], cax=beside, ticks=ticks)
+            bar.set_label(f"{name} ({unit})")
+            bar.outline.set_visible(False)
+        for number in axes.texts:
+            number.set_in_layout(False)  # they lie within the cells; measuring a thousand of them takes a while
+        _tick_cells(axes, labels, fonts, font_size=min(11, cell * 72 * 0.62))
+        axes.set_xlabel("predicted class", fontsize=12)
+        axes.set_ylabel("true class", fontsize=12)
+        right, total = int(np.trace(counts)), int(counts.sum())
+        title = f"{right:,} of {total:,} images right ({100 * right / max(total, 1):.2f} %)"
+        if right < total:
+            true, predicted = divmod(int(mistakes.argmax()), size)
+            often = f"{mistakes[true, predicted]:.1f} % of" if normalized else f"{counts[true, predicted]:,} of"
+            title += f"\nmost frequent mistake: {often} {_within(labels[true])} taken for {_within(labels[predicted])}"
+        figure.suptitle(title, fontsize=13, fontfamily=["DejaVu Sans", *fonts])
+
+
+def _tick_cells(axes: Axes, labels: Sequence[str], fonts: Sequence[str], font_size: float) -> None:
+    """Name every row and column, short names on both sides; where there is no room for all, every so many."""
+    short = max(map(len, labels)) <= SHORT_LABEL
+    places = range(0, len(labels), math.ceil(MIN_FONT / font_size))
+    for axis, rotation in ((axes.xaxis, 0 if short else 90), (axes.yaxis, 0)):
+        axis.set_ticks(
+            [place + 0.5 for place in places],
+            [labels[place] for place in places],
+            fontsize=max(font_size, MIN_FONT),
+            fontfamily=list(fonts),
+            rotation=rotation,
+        )
+    axes.tick_params(length=0, pad=3, labeltop=short, labelright=short)
+    lines = np.arange(len(labels) + 1)
+    for draw in (axes.hlines, axes.vlines):
+        draw(lines, 0, len(labels), color="#E4E4E4", linewidth=0.4)
+
+
+def plot_per_class_accuracy(accuracies: FloatArray, counts: IntArray, class_names: Sequence[str], path: Path) -> None:
+    """A bar a class, the best on top; with very many classes, only the worst ones.
+
+    Parameters
+    ----------
+    accuracies : float [C] in 0..1; anything for a class without images, which is listed last.
+    counts : int [C], images of each class.
+    """
+    labels, fonts = _labels(class_names)
+    present = counts > 0
+    mean = 100 * float(accuracies[present].mean())
+    # From the bottom up: classes without images, then the worst to the best.
+    order = np.argsort(np.where(present, accuracies, -1.0), kind="stable")[:MAX_BARS].tolist()
+    row = min(0.26, (MAX_SIDE - 1.7) / len(order))  # inches
+    digits = len(f"{counts.max():,}")
+    with _picture(path, 9, row * len(order) + 1.7) as figure:
+        axes = figure.subplots()
+        for place, i in enumerate(order):
+            note = "no images"
+            if present[i]:
+                value = 100 * float(accuracies[i])
+                axes.barh(place, value, height=0.76, color=SKY if value >= mean else ORANGE)
+                axes.hlines(place, *_wilson(value, int(counts[i])), color=DARK, linewidth=0.9)
+                note = f"{value:5.1f} %  n = {counts[i]:{digits},}"
+            axes.text(101, place, note, va="center", fontsize=min(9, row * 46), fontfamily=LABEL_FONTS[0])
+        axes.axvline(mean, color=DARK, linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(order)), [labels[i] for i in order], fontsize=min(10, row * 50), fontfamily=fonts)
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlim=(0, 100), ylim=(-0.7, len(order) - 0.3), ylabel="class")
+        axes.set_xlabel("images classified correctly (%)\norange: below the mean (dashed); thin lines: 95 % intervals")
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        worst = next(i for i in order if present[i])
+        title = f"Mean class accuracy {mean:.1f} %; worst: {_within(labels[worst])}, {100 * accuracies[worst]:.1f} %"
+        if len(labels) > MAX_BARS:
+            title += f"\nthe {MAX_BARS} worst of {len(labels):,} classes"
+        figure.suptitle(title, fontsize=13, fontfamily=["DejaVu Sans", *fonts])
+
+
+def _wilson(percent: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a rate in percent over n images (Wilson 1927), which holds near 100 % too."""
+    z, rate = 1.96, percent / 100
+    centre = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 100 / (1 + z * z / n)
+    return scale * (centre - half), scale * (centre + half)
+
+
+def plot_lr_finder(learning_rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path) -> None:
+    """The smoothed loss of a range test against the learning rate, and the rate it suggests.
+
+    Parameters
+    ----------
+    losses : one for each learning rate; may diverge or stop being finite, which is cut off at the top.
+    """
+    rates, values = np.asarray(learning_rates), np.asarray(losses)
+    finite = np.isfinite(values)
+    rates, values = rates[finite], values[finite]
+    low = values.min()
+    start = values[: max(1, len(values) // 10)].max()
+    top = min(values.max(), start + 0.3 * (start - low))
+    margin = 0.06 * (top - low) or 0.1
+    marked = values[np.argmin(np.abs(np.log(rates / suggestion)))]
+    with _picture(path, 8, 5) as figure:
+        axes = figure.subplots()
+        axes.plot(rates, values, color=BLUE, linewidth=2)
+        axes.axvline(suggestion, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+        axes.plot(suggestion, marked, marker="o", markersize=9, color=VERMILION, markeredgecolor="white")
+        axes.annotate(
+            f"steepest fall\nat {suggestion:.1e}",
+            (suggestion, marked),
+            xytext=(-14, -10),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=VERMILION,
+        )
+        axes.set_xscale("log")
+        axes.set(ylim=(low - margin, top + margin), xlabel="learning rate", ylabel="smoothed loss (nats)")
+        axes.grid()
+        axes.set_title(f"Suggested learning rate {suggestion:.1e}, where the loss falls fastest", fontsize=13)
+
+
+def plot_misclassified(
+    images: npt.NDArray[np.uint8],
+    true_names: Sequence[str],
+    predicted_names: Sequence[str],
+    confidences: Sequence[float],
+    path: Path,
+) -> None:
+    """A contact sheet of mistakes, each under "true → predicted" and the model's confidence.
+
+    Parameters
+    ----------
+    images : uint8 [K, H, W], in the order to show them; K may be 0.
+    confidences : K in 0..1.
+    """
+    if len(images) == 0:
+        with _picture(path, 6, 1.5) as figure:
+            figure.text(0.5, 0.5, "No mistakes", ha="center", va="center", fontsize=16, color=GREEN)
+        return
+    labels, fonts = _labels([*true_names, *predicted_names])
+    longest = max(map(len, labels))
+    between = " " if longest <= SHORT_LABEL else "\n"
+    columns = min(SHEET_COLUMNS, len(images))
+    sheet_rows = math.ceil(len(images) / columns)
+    height = 1.5 if longest <= SHORT_LABEL else 1.8  # inches
+    with _picture(path, max(1.3 * columns, 6), height * sheet_rows + 0.6) as figure:
+        cells = figure.subplots(sheet_rows, columns, squeeze=False).ravel()
+        for axes in cells:
+            axes.axis("off")
+        for axes, image, true, predicted, confidence in zip(
+            cells, images, labels[: len(images)], labels[len(images) :], confidences, strict=False
+        ):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            caption = f"{_within(true)}{between}→ {_within(predicted)}{between} {100 * confidence:.0f} %"
+            axes.set_title(caption, fontsize=9 if longest <= SHORT_LABEL else 8, fontfamily=fonts)
+        figure.suptitle(f"Most confident mistakes, {len(images)} shown: true → predicted, confidence", fontsize=12)
+
+
+@contextlib.contextmanager
+def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches to draw on; written to the path at the end, if nothing went wrong."""
+    buffer = io.BytesIO()
+    # From matplotlib's own defaults, so that a user's matplotlibrc changes nothing.
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+        yield figure
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    replace_file(path, buffer.getvalue())
+
+
+def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What to print for each name, and the fonts to print them all with, each a fallback for those before it.
+
+    A character that no installed font has is printed as its code point (U+5B57), so matplotlib never meets
+    one that it would warn about and draw as an empty box.
+    """
+    missing = {character for name in names for character in name if character.isprintable()}
+    fonts = list(LABEL_FONTS)
+    # matplotlib's own font of last resort has "every" character, as one and the same box.
+    # Regular faces only: they are what matplotlib looks for.  Its own font of last resort has "every"
+    # character, as one and the same box.
+    others = {
+        font.name
+        for font in font_manager.fontManager.ttflist
+        if (font.weight, font.style) == (400, "normal") and not font.name.startswith("Last Resort")
+    }
+    for family in [*LABEL_FONTS, *sorted(others - set(LABEL_FONTS))]:
+        if not missing:
+            break
+        font = font_manager.get_font(font_manager.findfont(family))
+        found = {character for character in missing if font.get_char_index(ord(character))}
+        missing -= found
+        if found and family not in fonts:
+            fonts.append(family)
+
+    def label(name: str) -> str:
+        text = "".join(c if c.isprintable() and c not in missing else f"U+{ord(c):04X}" for c in name)
+        if len(text) > MAX_LABEL:  # the middle goes: names in a folder often share their beginning
+            text = f"{text[: MAX_LABEL // 2 - 1]}…{text[-MAX_LABEL // 2 :]}"
+        return text.replace("$", r"\$")  # else a pair of them would be a formula
+
+    return [label(name) for name in names], fonts
+
+
+def _within(label: str) -> str:
+    """A label for use in a longer text: one that runs from right to left would turn round what stands beside it."""
+    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in label):
+        return f"{LEFT_TO_RIGHT}{label}{LEFT_TO_RIGHT}"
+    return label
