@@ -39,7 +39,7 @@ PUBLIC_NAMES = {
 }
 
 SETTING_GROUPS = {
-    "data": ("dataset", "emnist_split", "data_dir", "max_train_images", "val_split"),
+    "data": ("dataset", "emnist_split", "data_dir", "preprocess", "max_train_images", "val_split"),
     "model": ("use_residual", "dropout_rate"),
     "training": (
         "num_epochs",
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
     config = Config.from_dict(given)
 
+    from glyphs.checkpoint import load_checkpoint
     from glyphs.files import claim_folder
     from glyphs.runtime import (
         choose_device,
@@ -122,11 +123,14 @@ def main(argv: list[str] | None = None) -> None:
         limit_threads,
         use_deterministic_algorithms,
     )
+    from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT
 
     limit_threads()
-    if arguments.resume and "output_dir" not in given:
-        given["output_dir"] = str(Path(arguments.resume).parent)
-        config = Config.from_dict(given)
+    checkpoint = None
+    if arguments.resume is not None:
+        path = Path(arguments.resume or Path(config.output_dir) / LATEST_CHECKPOINT)
+        checkpoint = load_checkpoint(path)
+        config = Config.from_dict(checkpoint["config"]).resumed_with({"output_dir": str(path.parent)} | given)
     use_deterministic_algorithms(config.deterministic)
     device = choose_device(config.device)
     output_dir = Path(config.output_dir)
@@ -134,30 +138,22 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.evaluate:
             evaluate(Path(arguments.evaluate), given, device, output_dir)
             return
-        train(arguments, config, given, device)
+        if checkpoint is None and not arguments.overwrite:
+            refuse_unfinished(output_dir / LATEST_CHECKPOINT)
+        config = train(arguments, config, checkpoint, device)
         if not arguments.skip_eval:
-            from glyphs.train import BEST_MODEL
-
-            evaluate(output_dir / BEST_MODEL, given, device, output_dir)
+            evaluate(output_dir / BEST_MODEL, config.to_dict(), device, output_dir)
 
 
-def train(arguments: argparse.Namespace, config: Config, given: dict[str, Any], device: "torch.device") -> None:
-    """Train a new model, or go on with the run that --resume names."""
-    from glyphs.checkpoint import load_checkpoint
+def train(
+    arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: "torch.device"
+) -> Config:
+    """Train a new model, or go on from a checkpoint; return the settings that the run ended with."""
     from glyphs.data import get_data_loaders
     from glyphs.model import EnhancedGlyphCNN
     from glyphs.runtime import address, describe_device, seed_everything
-    from glyphs.train import LATEST_CHECKPOINT, Trainer
+    from glyphs.train import Trainer
 
-    output_dir = Path(config.output_dir)
-    latest = output_dir / LATEST_CHECKPOINT
-    checkpoint = None
-    if arguments.resume is not None:
-        path = Path(arguments.resume or latest)
-        checkpoint = load_checkpoint(path)
-        config = Config.from_dict(checkpoint["config"]).resumed_with(given | {"output_dir": config.output_dir})
-    elif latest.exists() and not arguments.overwrite:
-        refuse_unfinished(latest)
     if not arguments.skip_eval:
         import glyphs.evaluate  # noqa: F401 - a package that it misses should be known before the training
 
@@ -169,25 +165,29 @@ def train(arguments: argparse.Namespace, config: Config, given: dict[str, Any], 
         f"{len(data.train.index):,} training, {len(data.val.index):,} validation and {len(data.test.index):,} "
         f"test images of {len(data.class_names)} classes"
     )
+    output_dir = Path(config.output_dir)
     if checkpoint is None:
-        clear_reports(output_dir, latest)
+        clear_reports(output_dir)
         if arguments.lr_finder:
             config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
     trainer = Trainer(model, data.train, data.val, config, data.class_names)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-        say(f"resumed {path} after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
+        say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
     if not arguments.skip_eval:
         from glyphs.plots import plot_training_history
 
         plot_training_history(history, output_dir / "training_history.png")
+    return config
 
 
 def refuse_unfinished(latest: Path) -> None:
-    """Raise ConfigError if the checkpoint is of a run that could go on."""
+    """Raise ConfigError if there is a checkpoint, of a run that could go on."""
     from glyphs.checkpoint import load_checkpoint
 
+    if not latest.exists():
+        return
     checkpoint = load_checkpoint(latest)
     epoch, epochs = checkpoint["training"]["epoch"], checkpoint["config"]["num_epochs"]
     patience = checkpoint["config"]["early_stopping_patience"]
@@ -198,12 +198,15 @@ def refuse_unfinished(latest: Path) -> None:
         )
 
 
-def clear_reports(output_dir: Path, latest: Path) -> None:
+def clear_reports(output_dir: Path) -> None:
     """Remove what an earlier run left, so that nobody takes its reports for those of the new one."""
-    if latest.exists():
+    from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT
+
+    found = [path for name in (LATEST_CHECKPOINT, BEST_MODEL, *REPORTS) if (path := output_dir / name).exists()]
+    if found:
         say(f"the new run replaces the one in {output_dir}")
-    for path in (latest, *(output_dir / name for name in REPORTS)):
-        path.unlink(missing_ok=True)
+    for path in found:
+        path.unlink()
 
 
 def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: Config, *, ask: bool) -> Config:
@@ -217,23 +220,27 @@ def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: C
     path = Path(config.output_dir) / "lr_finder.png"
     plot_lr_finder(found.learning_rates, found.losses, found.suggestion, path)
     say(f"suggested learning rate: {found.suggestion:.2g} (see {path}); set: {config.learning_rate:.2g}")
-    if ask and sys.stdin.isatty():
-        print("accept it? [Y/n] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() in ("n", "no"):
-            say(f"rejected: training with {config.learning_rate:.2g}")
-            return config
+    if not (ask and sys.stdin.isatty()):
+        say(f"accepted without asking: training with {found.suggestion:.2g}")
+        return dataclasses.replace(config, learning_rate=found.suggestion)
+    print("accept it? [Y/n] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("n", "no"):
+        say(f"rejected: training with {config.learning_rate:.2g}")
+        return config
     say(f"accepted: training with {found.suggestion:.2g}")
     return dataclasses.replace(config, learning_rate=found.suggestion)
 
 
-def evaluate(path: Path, given: dict[str, Any], device: "torch.device", output_dir: Path) -> None:
-    """Measure a checkpoint on the test images of its own data set, or of the one that `given` names."""
+def evaluate(path: Path, settings: dict[str, Any], device: "torch.device", output_dir: Path) -> None:
+    """Measure a checkpoint on the test images of its own data set, or of the one that the settings name."""
     from glyphs.checkpoint import load_model
     from glyphs.data import get_test_loader
     from glyphs.evaluate import Evaluator, write_reports
 
     model, trained_with, class_names = load_model(path)
-    config = Config.from_dict({"dataset": trained_with.dataset, "emnist_split": trained_with.emnist_split} | given)
+    # The seed too: it decides which pictures of a folder were held out.
+    same = {name: getattr(trained_with, name) for name in ("dataset", "emnist_split", "preprocess", "seed")}
+    config = Config.from_dict(same | settings)
     loader, data_classes = get_test_loader(config, device)
     if class_names != data_classes:
         raise CheckpointError(

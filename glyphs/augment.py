@@ -24,7 +24,7 @@ def augment(images: Tensor, generator: torch.Generator, *, rotation: float, shea
     float32 [N, 1, H, W] in [0, 1]; what comes in from outside the image is black.
     """
     n = images.shape[0]
-    # One draw of all five factors in -1..1 for every image, so that the amounts do not depend on each other.
+    # One draw of all six factors in -1..1 for every image, so that the amounts do not depend on each other.
     draws = torch.rand(n, 6, generator=generator, device=images.device) * 2 - 1
     angle = draws[:, 0] * math.radians(rotation)
     slant = torch.tan(draws[:, 1] * math.radians(shear))
@@ -32,9 +32,11 @@ def augment(images: Tensor, generator: torch.Generator, *, rotation: float, shea
     # affine_grid counts from -1 to 1 across the image, so a fraction of the side counts double.
     shift_x, shift_y = (2 * translate * draws[:, 4:6]).unbind(1)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # The map from output to input: scale, then shear along x, then rotate, then shift.
-    row_x = torch.stack([cos * scale_x, (cos * slant - sin) * scale_y, shift_x], dim=1)
-    row_y = torch.stack([sin * scale_x, (sin * slant + cos) * scale_y, shift_y], dim=1)
+    # The map from output to input: scale, then shear along x, then rotate, then shift.  affine_grid's unit is half
+    # of the side, another length along x than along y where the image is not square.
+    aspect = images.shape[2] / images.shape[3]
+    row_x = torch.stack([cos * scale_x, aspect * (cos * slant - sin) * scale_y, shift_x], dim=1)
+    row_y = torch.stack([sin * scale_x / aspect, (sin * slant + cos) * scale_y, shift_y], dim=1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -6,6 +6,8 @@ needs.
 """
 
 import io
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,14 +60,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     CheckpointError : naming the path, where it is missing, damaged, or not a checkpoint of this project.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:
-        fact = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: is not a checkpoint of this project, or is damaged ({fact})") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign files, which are refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:
+        # torch.load raises whatever the damage happens to trigger, and advises to load without weights_only.
+        raise CheckpointError(f"{path}: is not a checkpoint of this project, or is damaged") from None
     expected = {"format": int, "model": dict, "config": dict, "class_names": list, "metrics": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(k), t) for k, t in expected.items()):
         raise CheckpointError(f"{path}: is not a checkpoint of this project")
@@ -103,7 +109,7 @@ def build_model(content: Mapping[str, Any], path: Path) -> tuple[EnhancedGlyphCN
 
 def clean_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights without the prefixes that torch.compile and DistributedDataParallel put before their names."""
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): weights for name, weights in state.items()}
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): weights for name, weights in state.items()}
 
 
 def load_model(path: Path) -> tuple[EnhancedGlyphCNN, Config, list[str]]:

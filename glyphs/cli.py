@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -74,7 +75,9 @@ def run(main: Callable[[], int | None]) -> int:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, interrupt)
     try:
-        return main() or 0
+        status = main() or 0
+        sys.stdout.flush()  # here, where a reader who has gone can still be told from a failure
+        return status
     except GlyphError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -82,6 +85,6 @@ def run(main: Callable[[], int | None]) -> int:
         print(f"stopped by {interruption}", file=sys.stderr)
         return 128 + interruption.signum
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); Python would complain again when it flushes at exit.
-        sys.stderr.close()
+        # The reader of our output has gone (`| head`).  Python flushes again at exit: into nothing, then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from glyphs.errors import ConfigError
 
-DATASETS = ("emnist", "demo")
+DATASETS = ("emnist", "folder", "demo")
 SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 SCHEDULERS = ("cosine", "plateau")
 DEVICES = ("auto", "cpu", "cuda")
+PREPROCESSING = ("glyph", "plain")
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "above 0")
@@ -89,9 +90,20 @@ class Config:
     translate: float = setting(0.08, "augmentation: shift by up to this fraction of the side", check=FRACTION)
 
     dataset: str = setting(
-        "emnist", "emnist: handwriting; demo: letters drawn from fonts, made on the spot", choices=DATASETS
+        "emnist",
+        "emnist: handwriting; folder: your own pictures; demo: letters drawn from fonts, made on the spot",
+        choices=DATASETS,
     )
-    data_dir: str = setting("./data", "folder that holds EMNIST/raw/, or will after the download", may_change=True)
+    data_dir: str = setting(
+        "./data",
+        "emnist: where EMNIST/raw/ is, or will be after the download; folder: holds a folder for each class",
+        may_change=True,
+    )
+    preprocess: str = setting(
+        "glyph",
+        "folder: glyph finds the character and brings it to EMNIST's form; plain only greys, squares and resizes",
+        choices=PREPROCESSING,
+    )
     max_train_images: int | None = setting(
         None,
         "use only this many training images (validation included), for a quick look",
@@ -117,7 +129,7 @@ class Config:
             kind = field.metadata["type"]
             # JSON writes 1.0 as 1; a bool is an int to Python, but not to a reader.
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+                value = float(value) if abs(value) < 10**300 else math.inf  # which is refused below
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:
                 raise ConfigError(f"{field.name} is {value!r}: it must be of type {kind.__name__}")
@@ -135,7 +147,7 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """Build a Config from a plain dict; what is left out keeps its default."""
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}: choose from {', '.join(sorted(known))}")
         return cls(**values)
@@ -173,9 +185,12 @@ def read_config(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold one JSON object of settings")
-    Config.from_dict(values)  # complains now, with the file still in the user's mind
+    try:
+        Config.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return values

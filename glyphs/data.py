@@ -8,9 +8,9 @@ A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white 
 [N].  The model normalises; no loader does.
 """
 
+import http.client
 import string
 import sys
-import urllib.error
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,7 @@ from glyphs.idx import read_idx
 from glyphs.runtime import address
 
 Part = Literal["train", "test"]
+TEST_SHARE = 0.2  # of a folder of pictures that has no test part of its own
 
 # Lower-case letters that Balanced and ByMerge count as their capitals (arXiv 1702.05373, section II-E).
 MERGED = set("cijklmopsuvwxyz")
@@ -111,7 +112,7 @@ class TensorLoader:
         """A checksum of the images and labels, to tell whether a resumed run sees the data it began with."""
         checksum = 0
         for tensor in (self.images, self.labels, self.index):
-            checksum = zlib.crc32(tensor.cpu().numpy().data, checksum)
+            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, checksum)
         return checksum
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,7 +123,8 @@ class TensorLoader:
             order = order[torch.randperm(len(order), generator=generator)]
         order = order.to(self.images.device)
         generator = torch.Generator(self.device)
-        for step in range(self.first_step, len(self)):
+        first_step, self.first_step = self.first_step, 0
+        for step in range(first_step, len(self)):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
             if self.augmentation is not None:
@@ -159,22 +161,26 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
     DataError : naming the file, where one is missing and cannot be downloaded, is damaged, or is inconsistent.
     """
     config = config if isinstance(config, Config) else Config.from_dict(config)
-    images, labels, class_names = load_part(config, "train")
-    if config.max_train_images is not None and config.max_train_images < len(labels):
-        keep, _ = stratified_split(labels, config.max_train_images, config.seed)
-        images, labels = images[keep], labels[keep]
-    held_out, rest = stratified_split(labels, round(config.val_split * len(labels)), config.seed)
+    images, labels, index, class_names = load_part(config, "train", device)
+    if config.max_train_images is not None:
+        index, _ = stratified_split(labels, index, config.max_train_images, config.seed)
+    held_out, rest = stratified_split(labels, index, round(config.val_split * len(index)), config.seed)
     if len(held_out) == 0 or len(rest) == 0:
         raise ConfigError(
-            f"{len(labels)} training images leave none for training or none for validation at val_split "
+            f"{len(index)} training images leave none for training or none for validation at val_split "
             f"{config.val_split}; use more images"
         )
-    images, labels = images.to(device), labels.to(device)
     augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
     train = TensorLoader(
-        images, labels, config.batch_size, index=rest, shuffle_seed=config.seed, augmentation=augmentation
+        images,
+        labels,
+        config.batch_size,
+        index=rest,
+        shuffle_seed=config.seed,
+        augmentation=augmentation,
+        device=device,
     )
-    val = TensorLoader(images, labels, config.batch_size, index=held_out)
+    val = TensorLoader(images, labels, config.batch_size, index=held_out, device=device)
     return DataLoaders(train, val, get_test_loader(config, device)[0], class_names)
 
 
@@ -183,33 +189,69 @@ def get_test_loader(
 ) -> tuple[TensorLoader, list[str]]:
     """Load only the test part: its loader and the class names.  Raises as `get_data_loaders` does."""
     config = config if isinstance(config, Config) else Config.from_dict(config)
-    images, labels, class_names = load_part(config, "test")
-    return TensorLoader(images.to(device), labels.to(device), config.batch_size), class_names
+    images, labels, index, class_names = load_part(config, "test", device)
+    return TensorLoader(images, labels, config.batch_size, index=index, device=device), class_names
 
 
-def load_part(config: Config, part: Part) -> tuple[Tensor, Tensor, list[str]]:
-    """Images uint8 [N, 1, 28, 28], labels int64 [N] and class names of one part of the configured data set."""
+class GlyphSet(NamedTuple):
+    """One part of a data set."""
+
+    images: Tensor  # uint8 [M, 1, 28, 28]
+    labels: Tensor  # int64 [M], on the same device
+    chosen: Tensor  # int64 [N], which of the images belong to the part
+    class_names: list[str]
+
+
+def load_part(config: Config, part: Part, device: torch.device | str) -> GlyphSet:
+    """Load one part of the configured data set: on the device, but a folder's pictures stay where they are mapped."""
+    if config.dataset == "folder":
+        return load_folder_part(config, part)
     if config.dataset == "demo":
         images, labels = render_demo(part)
-        return images, labels, list(DEMO_CLASSES)
-    images, labels = load_emnist(Path(config.data_dir), config.emnist_split, part)
-    return images, labels, CLASS_NAMES[config.emnist_split]
+        class_names = list(DEMO_CLASSES)
+    else:
+        images, labels = load_emnist(Path(config.data_dir), config.emnist_split, part)
+        class_names = CLASS_NAMES[config.emnist_split]
+    return GlyphSet(images.to(device), labels.to(device), torch.arange(len(labels)), class_names)
 
 
-def stratified_split(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw exactly `count` indices at random, each class in proportion; return them and the others, sorted.
+def load_folder_part(config: Config, part: Part) -> GlyphSet:
+    """Load one part of a folder of pictures; where it has no test part, a fifth of each class is held out."""
+    from glyphs.folder import load_folders  # here, since torchvision takes a second to import
 
-    Every image gets a place between 0 and 1 within its class, evenly spaced in random order; the `count` lowest
-    places are drawn.
+    cache_dir = Path(config.output_dir) / "pictures"
+    images, train, test = load_folders(Path(config.data_dir), cache_dir, config.preprocess)
+    labels = torch.full((len(images),), -1)
+    labels[train.places] = train.labels
+    if test is not None:
+        labels[test.places] = test.labels
+        return GlyphSet(images, labels, (train if part == "train" else test).places, train.class_names)
+    held_out, rest = stratified_split(labels, train.places, round(TEST_SHARE * len(train.places)), config.seed)
+    if part == "test":
+        return GlyphSet(images, labels, held_out, train.class_names)
+    print(
+        f"note: {config.data_dir} has no train and test folders: {len(held_out):,} of {len(train.places):,} pictures "
+        f"are held out for the test",
+        file=sys.stderr,
+    )
+    return GlyphSet(images, labels, rest, train.class_names)
+
+
+def stratified_split(labels: Tensor, index: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw `count` entries of the index at random, each class in proportion; return them and the others, sorted.
+
+    Every entry gets a place between 0 and 1 within its class, evenly spaced in random order; the `count` lowest
+    places are drawn.  A class of one or two is never drawn from while `count` is below a quarter of all.
     """
     generator = torch.Generator().manual_seed(address(seed, "split"))
-    shuffled = torch.randperm(len(labels), generator=generator)
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    sizes = torch.bincount(labels)
+    shuffled = index[torch.randperm(len(index), generator=generator)]
+    classes = labels.cpu()[shuffled]
+    order = classes.argsort(stable=True)
+    shuffled, classes = shuffled[order], classes[order]
+    sizes = torch.bincount(classes)
     starts = sizes.cumsum(0) - sizes
-    classes = labels[by_class]
-    place = (torch.arange(len(labels)) - starts[classes] + 0.5) / sizes[classes]
-    drawn = by_class[place.argsort(stable=True)]
+    place = (torch.arange(len(index)) - starts[classes] + 0.5) / sizes[classes]
+    drawn = shuffled[place.argsort(stable=True)]
     return drawn[:count].sort().values, drawn[count:].sort().values
 
 
@@ -283,7 +325,7 @@ def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]
             for each in ("train", "test"):
                 for name in emnist_names(split, each):
                     replace_file(raw / f"{name}.gz", files.read(f"gzip/{name}.gz"))
-    except (OSError, RuntimeError, urllib.error.URLError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
         raise DataError(
             f"EMNIST could not be downloaded from {EMNIST.url} ({error}); put that archive at {archive} by hand, "
             f"or try the built-in set with --dataset demo"

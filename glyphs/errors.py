@@ -19,3 +19,7 @@ class CheckpointError(GlyphError):
 
 class TrainingError(GlyphError):
     """Training cannot go on: a loss that is not finite, or no memory left on the device."""
+
+
+class PictureError(GlyphError):
+    """A picture that cannot be read."""

@@ -5,14 +5,29 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 
 from glyphs.errors import GlyphError
 
 
+def valid_utf8(name: str) -> str:
+    """A file's name with the bytes that are not UTF-8, which Python keeps as surrogates, written like `\\xe9`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as `replacing` does, from bytes in memory."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file so that, whenever the process or the machine dies, its old or its new content is there, whole.
+
+    What the context writes takes the file's place when it ends without an exception.
 
     Raises
     ------
@@ -21,21 +36,25 @@ def replace_file(path: Path, content: bytes) -> None:
     aside = path.with_name(path.name + ".tmp")
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        if os.name == "posix":  # the rename itself must reach the disk too
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+            raise
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder and its permissions"
-        kept = "; the file of before is untouched" if path.exists() else ""
+        kept = "; the file of before is untouched" if os.path.exists(path) else ""  # noqa: PTH110 - never raises
         raise GlyphError(f"{path}: cannot be written ({error.strerror}){kept}; {remedy}") from None
+    # The rename itself must reach the disk too, but not every file system lets a folder be synced.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
+    if not content:
+        raise DataError(f"{path}: is empty; {remedy}")
     magic = bytes([0, 0, UNSIGNED_BYTE, dimensions])
     if content[:4] != magic:
         raise DataError(f"{path}: wrong magic number {content[:4].hex()}, expected {magic.hex()}; {remedy}")

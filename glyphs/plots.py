@@ -167,7 +167,7 @@ def plot_confusion_matrix(counts: IntArray, class_names: Sequence[str], path: Pa
             true, predicted = divmod(int(mistakes.argmax()), size)
             often = f"{mistakes[true, predicted]:.1f} % of" if normalized else f"{counts[true, predicted]:,} of"
             title += f"\nmost frequent mistake: {often} {_within(labels[true])} taken for {_within(labels[predicted])}"
-        figure.suptitle(title, fontsize=13, fontfamily=["DejaVu Sans", *fonts])
+        figure.suptitle(title, fontsize=12, fontfamily=fonts)
 
 
 def _tick_cells(axes: Axes, labels: Sequence[str], fonts: Sequence[str], font_size: float) -> None:
@@ -225,7 +225,7 @@ def plot_per_class_accuracy(accuracies: FloatArray, counts: IntArray, class_name
         title = f"Mean class accuracy {mean:.1f} %; worst: {_within(labels[worst])}, {100 * accuracies[worst]:.1f} %"
         if len(labels) > MAX_BARS:
             title += f"\nthe {MAX_BARS} worst of {len(labels):,} classes"
-        figure.suptitle(title, fontsize=13, fontfamily=["DejaVu Sans", *fonts])
+        figure.suptitle(title, fontsize=12, fontfamily=fonts)
 
 
 def _wilson(percent: float, n: int) -> tuple[float, float]:
@@ -292,11 +292,11 @@ def plot_misclassified(
         return
     labels, fonts = _labels([*true_names, *predicted_names])
     longest = max(map(len, labels))
-    between = " " if longest <= SHORT_LABEL else "\n"
+    between, after = (" ", "  ") if longest <= SHORT_LABEL else ("\n", "\n")
     columns = min(SHEET_COLUMNS, len(images))
     sheet_rows = math.ceil(len(images) / columns)
     height = 1.5 if longest <= SHORT_LABEL else 1.8  # inches
-    with _picture(path, max(1.3 * columns, 6), height * sheet_rows + 0.6) as figure:
+    with _picture(path, max(1.3 * columns, 6.5), height * sheet_rows + 0.6) as figure:
         cells = figure.subplots(sheet_rows, columns, squeeze=False).ravel()
         for axes in cells:
             axes.axis("off")
@@ -304,7 +304,7 @@ def plot_misclassified(
             cells, images, labels[: len(images)], labels[len(images) :], confidences, strict=False
         ):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            caption = f"{_within(true)}{between}→ {_within(predicted)}{between} {100 * confidence:.0f} %"
+            caption = f"{_within(true)}{between}→ {_within(predicted)}{after}{100 * confidence:.0f} %"
             axes.set_title(caption, fontsize=9 if longest <= SHORT_LABEL else 8, fontfamily=fonts)
         figure.suptitle(f"Most confident mistakes, {len(images)} shown: true → predicted, confidence", fontsize=12)
 

@@ -1,0 +1,64 @@
+"""The documents: their commands parse, their code runs, the files they name exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import enhanced_glyph_recognition
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
+PARSERS = {"enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser}
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_parses(document: Path) -> None:
+    commands = [
+        part
+        for block in blocks(document, "bash")
+        for line in block.splitlines()
+        for part in line.split("#")[0].split("&&")
+        if part.strip().startswith("python ")
+    ]
+    assert len(commands) >= 2
+    for command in commands:
+        _, script, *arguments = shlex.split(command)
+        PARSERS[script]().parse_args(arguments)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = blocks(document, "python")
+    assert examples
+    for example in examples:
+        exec(compile(example, document.name, "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_flag_named_exists(document: Path) -> None:
+    known = set(re.findall(r"--[a-z][a-z-]+", "".join(build().format_help() for build in PARSERS.values())))
+    text = re.sub(r"(pip install|ruff|pytest|mypy)[^\n`]*", "", document.read_text(encoding="utf-8"))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_file_tree_is_the_real_one() -> None:
+    tree = re.search(r"^## Files\n\n```\n(.*?)```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert tree
+    named = re.findall(r"^ *([\w.]+(?:\.py|/))", tree[1], re.MULTILINE)
+    modules = {path.name for path in (ROOT / "glyphs").glob("*.py")} - {"__init__.py"}
+    assert set(named) >= modules | {path.name for path in ROOT.glob("*.py")}
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "glyphs" / name).exists(), name

@@ -1,0 +1,127 @@
+"""The architecture: imports point downwards only, heavy packages stay where they belong, and the script starts fast."""
+
+import ast
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import enhanced_glyph_recognition as script
+from tests.conftest import ROOT, run_python
+
+LAYERS = (
+    ("errors",),
+    ("files",),
+    ("config",),
+    ("cli",),
+    ("runtime", "idx", "augment", "preprocess", "model", "plots"),
+    ("demo", "checkpoint", "folder"),
+    ("data",),
+    ("train", "lr_finder", "evaluate", "predict", "analyze", "export"),
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path for path in (ROOT / "glyphs").glob("*.py") if path.stem != "__init__")
+SCRIPTS = sorted(ROOT.glob("*.py"))
+PACKAGE = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+EVERYTHING = pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names of all modules that a file imports, anywhere in it; `from a import b` counts as a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports would slip through this test"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def siblings(path: Path) -> set[str]:
+    """The modules of the package that a file imports."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("glyphs.")}
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def test_finds_the_imports_that_it_judges() -> None:
+    assert {"glyphs.checkpoint", "glyphs.checkpoint.save_checkpoint", "torch"} <= imported(ROOT / "glyphs/train.py")
+    assert "plots" in siblings(ROOT / "glyphs/evaluate.py")
+    assert "torchvision" in packages(ROOT / "glyphs/data.py")  # within a function
+
+
+@PACKAGE
+def test_package_imports_point_downwards(path: Path) -> None:
+    for name in siblings(path):
+        assert LAYER[name] < LAYER[path.stem], f"{path.stem} must not import {name}"
+
+
+@PACKAGE
+def test_package_never_imports_a_script_or_a_test(path: Path) -> None:
+    above = {each.stem for each in SCRIPTS} | {each.stem for each in (ROOT / "tests").glob("*.py")} | {"tests"}
+    assert not packages(path) & above
+
+
+@EVERYTHING
+def test_only_plots_imports_a_plotting_library(path: Path) -> None:
+    assert path.stem == "plots" or not packages(path) & {"matplotlib", "seaborn"}
+
+
+@pytest.mark.parametrize("name", ["errors", "files", "config", "cli"])
+def test_what_parsing_needs_imports_nothing_heavy(name: str) -> None:
+    outside = packages(ROOT / f"glyphs/{name}.py") - set(sys.stdlib_module_names)
+    assert outside <= {"glyphs", "filelock"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after running the code."""
+    tail = "\nimport json, sys\nprint('\\n' + json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    result = run_python("-c", code + tail)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("flag", ["--help", "--no-such-flag"])
+def test_help_and_wrong_arguments_do_not_wait_for_torch(flag: str) -> None:
+    code = (
+        f"import runpy, sys\nsys.argv = ['enhanced_glyph_recognition.py', {flag!r}]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit:\n    pass\n"
+    )
+    loaded = modules_after(code)
+    assert "argparse" in loaded
+    assert not loaded & {"torch", "torchvision", "numpy", "PIL", "sklearn", "scipy", "matplotlib", "tqdm", "joblib"}
+
+
+def test_training_without_evaluation_needs_no_plots_and_no_scikit_learn() -> None:
+    loaded = modules_after("import glyphs.train, glyphs.lr_finder, glyphs.data, glyphs.checkpoint")
+    assert "torch" in loaded
+    assert not loaded & {"matplotlib", "seaborn", "sklearn", "torchvision"}
+
+
+def test_help_exits_0_and_shows_the_settings() -> None:
+    result = run_python("enhanced_glyph_recognition.py", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--batch-size" in result.stdout
+
+
+def test_public_names_are_those_promised() -> None:
+    promised = (
+        "ResidualBlock DepthwiseSeparableConv EnhancedGlyphCNN LRFinder EarlyStopping Trainer Evaluator "
+        "get_data_loaders get_default_config"
+    )
+    assert set(promised.split()) <= set(script.PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize(("name", "module"), script.PUBLIC_NAMES.items())
+def test_public_name_comes_from_its_module(name: str, module: str) -> None:
+    assert getattr(script, name) is getattr(importlib.import_module(module), name)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'NoSuchName'"):
+        script.NoSuchName  # noqa: B018

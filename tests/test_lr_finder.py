@@ -1,0 +1,109 @@
+"""The learning-rate range test."""
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glyphs.data import TensorLoader
+from glyphs.errors import TrainingError
+from glyphs.lr_finder import LRFinder, suggest
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.runtime import Batch
+
+
+def make_finder() -> tuple[LRFinder, TensorLoader]:
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = (labels * 80).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28).contiguous()
+    model = EnhancedGlyphCNN(3, use_residual=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.123)
+    return LRFinder(model, optimizer, nn.CrossEntropyLoss()), TensorLoader(images, labels, 12, shuffle_seed=1)
+
+
+def snapshot(finder: LRFinder) -> list[Any]:
+    """Every state that the range test touches, as comparable values."""
+    return [
+        [(name, value.tolist()) for name, value in finder.model.state_dict().items()],
+        repr(finder.optimizer.state_dict()),
+        finder.model.training,
+        [p.grad for p in finder.model.parameters()],
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # type: ignore[index]
+        random.getstate(),
+    ]
+
+
+def test_it_sweeps_exponentially_and_suggests_a_rate_on_the_way_down() -> None:
+    finder, loader = make_finder()
+    found = finder.range_test(loader, num_steps=100)
+    assert found.learning_rates[0] == pytest.approx(1e-7)
+    ratios = np.diff(np.log(found.learning_rates))
+    assert ratios == pytest.approx(np.full(len(ratios), math.log(1e8) / 99))
+    lowest = found.learning_rates[int(np.argmin(found.losses))]
+    assert 1e-6 < found.suggestion < lowest
+
+
+def test_it_stops_where_the_loss_diverges() -> None:
+    finder, loader = make_finder()
+    found = finder.range_test(loader, end_lr=1e6, num_steps=100)
+    assert len(found.losses) < 100
+
+
+def test_it_leaves_everything_as_it_was() -> None:
+    finder, loader = make_finder()
+    finder.model.eval()
+    before = snapshot(finder)
+    finder.range_test(loader, num_steps=40)
+    assert snapshot(finder) == before
+
+
+class Broken:
+    """Fails, or gives NaN, after twenty good batches."""
+
+    def __init__(self, loader: TensorLoader, *, nan: bool) -> None:
+        self.loader, self.nan = loader, nan
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(4):
+            yield from self.loader
+        if not self.nan:
+            raise OSError("the disk went away")
+        images, labels = next(iter(self.loader))
+        yield torch.full(images.shape, math.nan), labels
+
+
+def test_it_leaves_everything_as_it_was_after_a_failure() -> None:
+    finder, loader = make_finder()
+    before = snapshot(finder)
+    with pytest.raises(OSError, match="went away"):
+        finder.range_test(Broken(loader, nan=False))
+    assert snapshot(finder) == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_sweep_and_keeps_what_was_seen() -> None:
+    finder, loader = make_finder()
+    before = snapshot(finder)
+    found = finder.range_test(Broken(loader, nan=True), start_lr=1e-4, num_steps=100)
+    assert len(found.losses) == 20
+    assert snapshot(finder) == before
+
+
+def test_the_suggestion_is_the_steepest_point_of_a_known_curve() -> None:
+    rates = np.logspace(-7, 1, 161)
+    losses: Tensor = -torch.sigmoid(4 * (torch.from_numpy(np.log10(rates)) + 3))  # falls fastest at 1e-3
+    rising = np.where(rates > 0.1, 5.0, 0.0)  # and blows up in the end
+    assert suggest(rates.tolist(), (losses.numpy() + rising).tolist()) == pytest.approx(1e-3, rel=0.15)
+
+
+def test_a_loss_that_never_falls_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="--learning-rate by hand"):
+        suggest([1e-3 * 2**i for i in range(30)], [1.0 + i for i in range(30)])

@@ -1,0 +1,138 @@
+"""The network: the figures its documentation states, the inputs it takes, and how it starts."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from glyphs.model import DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock
+
+BOTH = pytest.mark.parametrize("use_residual", [True, False])
+
+
+def make_model(use_residual: bool, num_classes: int = 47) -> EnhancedGlyphCNN:
+    torch.manual_seed(0)
+    return EnhancedGlyphCNN(num_classes, use_residual=use_residual)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def documented_figures() -> list[tuple[float, float]]:
+    """(parameters, multiply-adds) in millions that the docstring states, of the residual and the light network."""
+    found = re.findall(r"\(([\d.]+) M\s+parameters, ([\d.]+) M", EnhancedGlyphCNN.__doc__ or "")
+    found += re.findall(r"\(([\d.]+) M, ([\d.]+) M\)", EnhancedGlyphCNN.__doc__ or "")
+    return [(float(parameters), float(products)) for parameters, products in found]
+
+
+def test_residual_network_has_3_3_to_3_7_million_parameters() -> None:
+    assert 3.3e6 <= count_parameters(make_model(True)) <= 3.7e6
+
+
+@BOTH
+def test_docstring_states_the_true_cost(use_residual: bool) -> None:
+    figures = documented_figures()
+    assert len(figures) == 2
+    parameters, products = figures[0 if use_residual else 1]
+    model = make_model(use_residual).eval()
+    assert round(count_parameters(model) / 1e6, 2) == parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 28, 28))
+    assert round(counter.get_total_flops() / 2 / 1e6, 1) == products
+
+
+@BOTH
+@pytest.mark.parametrize("size", [(20, 20), (21, 21), (28, 28), (32, 32), (64, 64), (20, 33)])
+def test_any_size_from_20_up_gives_one_row_of_logits_an_image(use_residual: bool, size: tuple[int, int]) -> None:
+    model = make_model(use_residual, num_classes=5)
+    logits = model(torch.rand(2, 1, *size))
+    assert logits.shape == (2, 5)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@BOTH
+@torch.no_grad()
+def test_uint8_means_the_same_as_float_between_0_and_1(use_residual: bool) -> None:
+    model = make_model(use_residual).eval()
+    images = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8)
+    torch.testing.assert_close(model(images), model(images / 255))
+    assert not torch.allclose(model(images), model(images.float()))
+
+
+@BOTH
+@torch.no_grad()
+def test_evaluation_mode_ignores_the_other_images_of_a_batch(use_residual: bool) -> None:
+    model = make_model(use_residual).eval()
+    images = torch.rand(8, 1, 28, 28)
+    torch.testing.assert_close(model(images)[3:4], model(images[3:4]), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_normalises_with_the_mean_and_deviation_that_it_carries() -> None:
+    model = make_model(False).eval()
+    state = model.state_dict()
+    assert state["mean"].item() == pytest.approx(0.1736)
+    assert state["std"].item() == pytest.approx(0.3317)
+    assert not {"mean", "std"} & {name for name, _ in model.named_parameters()}
+    seen: list[torch.Tensor] = []
+    model.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 1, 28, 28)
+    model(images)
+    torch.testing.assert_close(seen[0], (images - 0.1736) / 0.3317)
+    model.mean.fill_(0.5)
+    model.std.fill_(0.25)
+    model(images)
+    torch.testing.assert_close(seen[1], (images - 0.5) / 0.25)
+
+
+@BOTH
+def test_gradient_reaches_every_parameter(use_residual: bool) -> None:
+    model = make_model(use_residual)
+    # At first a residual branch ends in a zero weight, which lets no gradient through to what is before it.
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    model(torch.rand(4, 1, 28, 28)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_residual_block_is_the_identity_at_first() -> None:
+    model = make_model(True).eval()
+    images = torch.rand(2, 32, 14, 14)
+    block = model.stages[0]
+    assert isinstance(block, ResidualBlock)
+    assert torch.equal(block(images), images)
+
+
+def test_residual_block_adds_its_branch_to_the_shortcut() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(4, 4).eval()
+    images = torch.randn(2, 4, 8, 8)
+    branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(images)))))
+    torch.testing.assert_close(block(images), torch.relu(branch + images))
+    assert not torch.allclose(block(images), torch.relu(branch))
+
+
+@pytest.mark.parametrize("block", [ResidualBlock, DepthwiseSeparableConv])
+@pytest.mark.parametrize(("stride", "size"), [(1, 9), (2, 5)])
+def test_blocks_change_width_and_halve_odd_sizes_upwards(
+    block: type[ResidualBlock] | type[DepthwiseSeparableConv], stride: int, size: int
+) -> None:
+    assert block(4, 6, stride)(torch.rand(2, 4, 9, 9)).shape == (2, 6, size, size)
+
+
+def test_three_stages_of_two_blocks_of_the_chosen_kind() -> None:
+    assert [type(stage) for stage in make_model(True).stages] == [ResidualBlock] * 6
+    assert [type(stage) for stage in make_model(False).stages] == [DepthwiseSeparableConv] * 6
+    assert not any(isinstance(module, ResidualBlock) for module in make_model(False).modules())
+
+
+def test_dropout_rate_is_that_asked_for() -> None:
+    assert EnhancedGlyphCNN(5, dropout_rate=0.25, use_residual=False).dropout.p == 0.25
+    assert EnhancedGlyphCNN(5, use_residual=False).dropout.p == 0.4

@@ -1,0 +1,209 @@
+"""Pictures: readable PNG files of a sane size, without a warning (pytest makes them errors), whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from glyphs import plots
+from glyphs.data import CLASS_NAMES
+from glyphs.errors import GlyphError
+
+ODD_NAMES = ["字", "ش", "א", "अ", "$x$", "$", "a\nb", "\\", "", "hiragana_letter_small_a", "😀", "\u0301"]
+
+
+def confusion(size: int) -> npt.NDArray[np.int64]:
+    counts = np.random.default_rng(0).poisson(0.3, (size, size))
+    np.fill_diagonal(counts, 90)
+    return counts
+
+
+def history(epochs: int) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": epoch,
+            "train_loss": 2.0 / epoch,
+            "train_accuracy": 1 - 0.5 / epoch,
+            "val_loss": 2.1 / epoch,
+            "val_accuracy": 0.9 - (epoch - 3) ** 2 / 100,
+            "learning_rate": 1e-3 / epoch,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """The picture's size, having decoded all of it and seen that it is not blank."""
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert np.ptp(np.asarray(picture.convert("L"))) > 128
+        return picture.size
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text of the pictures that the test draws."""
+    found: list[str] = []
+    savefig = Figure.savefig
+
+    def spy(self: Figure, *args: object, **options: object) -> None:
+        found.extend(text.get_text() for text in self.findobj(Text) if isinstance(text, Text))
+        savefig(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return found
+
+
+@pytest.mark.parametrize("names", [CLASS_NAMES["digits"], CLASS_NAMES["balanced"], CLASS_NAMES["byclass"], ODD_NAMES])
+def test_class_plots_at_every_size(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "picture.png"
+    counts = confusion(len(names))
+    plots.plot_confusion_matrix(counts, names, path, normalized=len(names) != 47)
+    width, height = size_of(path)
+    assert 700 <= width <= 2000
+    assert 700 <= height <= 2000
+    plots.plot_per_class_accuracy(counts.diagonal() / counts.sum(1), counts.sum(1), names, path)
+    width, height = size_of(path)
+    assert 1000 <= width <= 2000
+    assert 400 <= height <= 2000
+
+
+def test_confusion_matrix_says_what_is_wrong(tmp_path: Path, texts: list[str]) -> None:
+    counts = np.array([[8, 2, 0], [3, 97, 0], [0, 0, 0]])
+    plots.plot_confusion_matrix(counts, ["O", "0", "x"], tmp_path / "raw.png", normalized=False)
+    assert "105 of 110 images right (95.45 %)\nmost frequent mistake: 3 of 0 taken for O" in texts
+    assert {"8", "2", "3", "97"} <= set(texts)
+    texts.clear()
+    plots.plot_confusion_matrix(counts, ["O", "0", "x"], tmp_path / "normalized.png", normalized=True)
+    assert "105 of 110 images right (95.45 %)\nmost frequent mistake: 20.0 % of O taken for 0" in texts
+    assert {"80.0", "20.0", "3.0", "97.0"} <= set(texts)
+
+
+def test_confusion_matrix_with_nothing_worth_a_number(tmp_path: Path) -> None:
+    plots.plot_confusion_matrix(np.ones((4, 4), int), list("abcd"), tmp_path / "a.png", normalized=False)
+    plots.plot_confusion_matrix(5 * np.eye(4, dtype=int), list("abcd"), tmp_path / "b.png", normalized=True)
+
+
+def test_confusion_matrix_without_room_for_numbers(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "MAX_SIDE", 3)  # inches: 20 classes have as much room as 150 usually have
+    plots.plot_confusion_matrix(confusion(20), list("abcdefghijklmnopqrst"), tmp_path / "a.png", normalized=False)
+    assert "90" not in texts
+    assert {"a", "t"} & set(texts) == {"a"}  # every second name or so
+    size_of(tmp_path / "a.png")
+
+
+def test_per_class_accuracy_sorts_and_marks_absent_classes(tmp_path: Path, texts: list[str]) -> None:
+    accuracies, counts = np.array([0.5, np.nan, 0.9, 0.7]), np.array([10, 0, 1000, 10])
+    plots.plot_per_class_accuracy(accuracies, counts, list("abcd"), tmp_path / "a.png")
+    assert "Mean class accuracy 70.0 %; worst: a, 50.0 %" in texts
+    notes = [text for text in texts if "n =" in text or text == "no images"]
+    assert notes == ["no images", " 50.0 %  n =    10", " 70.0 %  n =    10", " 90.0 %  n = 1,000"]
+    # Each row has a second, hidden label on its right.
+    assert list(dict.fromkeys(text for text in texts if text in set("abcd"))) == ["b", "a", "d", "c"]
+
+
+def test_per_class_accuracy_of_very_many_classes_shows_the_worst(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "MAX_BARS", 3)
+    accuracies = np.array([0.9, 0.1, 0.8, 0.2, 0.3])
+    plots.plot_per_class_accuracy(accuracies, np.full(5, 7), list("abcde"), tmp_path / "a.png")
+    assert {"b", "d", "e"} == set(texts) & set("abcde")
+    assert "Mean class accuracy 46.0 %; worst: b, 10.0 %\nthe 3 worst of 5 classes" in texts
+
+
+@pytest.mark.parametrize(("rate", "n", "low", "high"), [(50, 10, 23.66, 76.34), (100, 10, 72.25, 100)])
+def test_wilson_interval(rate: float, n: int, low: float, high: float) -> None:
+    assert plots._wilson(rate, n) == pytest.approx((low, high), abs=0.01)  # Newcombe's worked figures
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_training_history(tmp_path: Path, texts: list[str], epochs: int) -> None:
+    plots.plot_training_history(history(epochs), tmp_path / "a.png")
+    best = min(epochs, 3)
+    accuracy = 90 - (best - 3) ** 2
+    assert f"Best validation accuracy {accuracy:.2f} % at epoch {best} of {epochs}" in texts
+    assert size_of(tmp_path / "a.png") == (1950, 630)
+
+
+def test_lr_finder_survives_divergence(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, float]] = []
+    savefig = Figure.savefig
+
+    def spy(self: Figure, *args: object, **options: object) -> None:
+        limits.append(self.axes[0].get_ylim())
+        savefig(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    rates = np.geomspace(1e-7, 10, 60).tolist()
+    losses = [4 - 3 * i / 50 for i in range(50)] + [10.0**i for i in range(8)] + [float("inf"), float("nan")]
+    plots.plot_lr_finder(rates, losses, rates[25], tmp_path / "a.png")
+    low, high = limits[0]
+    assert low < 1.06
+    assert 4 < high < 6
+    assert f"Suggested learning rate {rates[25]:.1e}, where the loss falls fastest" in texts
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_misclassified(tmp_path: Path, texts: list[str], count: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    plots.plot_misclassified(images, ["O"] * count, ["0"] * count, [0.98] * count, tmp_path / "a.png")
+    assert sum(text.split() == ["O", "→", "0", "98", "%"] for text in texts) == count
+    assert ("No mistakes" in texts) == (count == 0)
+    size_of(tmp_path / "a.png")
+
+
+def test_misclassified_with_odd_names(tmp_path: Path) -> None:
+    images = np.full((len(ODD_NAMES), 20, 30), 255, np.uint8)
+    plots.plot_misclassified(images, ODD_NAMES, ODD_NAMES[::-1], [0.5] * len(ODD_NAMES), tmp_path / "a.png")
+    size_of(tmp_path / "a.png")
+
+
+def test_label_without_a_font_is_its_code_point() -> None:
+    labels, fonts = plots._labels(
+        ["\U000f0000", "A", "$", "a_name_that_is_much_too_long"]
+    )  # private use: no font has it
+    assert labels == ["U+F0000", "A", r"\$", "a_name_…too_long"]
+    assert fonts == list(plots.LABEL_FONTS)
+
+
+DRAWINGS: list[Callable[[Path], None]] = [
+    lambda path: plots.plot_training_history(history(3), path),
+    lambda path: plots.plot_confusion_matrix(confusion(5), list("abcde"), path, normalized=True),
+    lambda path: plots.plot_per_class_accuracy(np.full(5, 0.5), np.full(5, 9), list("abcde"), path),
+    lambda path: plots.plot_lr_finder([1e-3, 1e-2, 1e-1], [3.0, 2.0, 1.0], 1e-2, path),
+    lambda path: plots.plot_misclassified(np.zeros((2, 9, 9), np.uint8), ["a", "b"], ["b", "a"], [0.9, 0.8], path),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_same_data_same_bytes_and_no_half_file(
+    tmp_path: Path, draw: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    draw(path)
+    before = path.read_bytes()
+    draw(path)
+    assert path.read_bytes() == before
+
+    def full_disk(self: Figure, buffer: object, **options: object) -> None:
+        buffer.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        draw(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(GlyphError, match="cannot be written"):
+        plots.plot_training_history(history(1), tmp_path / "missing" / "a.png")

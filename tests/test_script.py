@@ -1,0 +1,326 @@
+"""enhanced_glyph_recognition.py as a user runs it, on the demo set."""
+
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from enhanced_glyph_recognition import REPORTS, main
+from glyphs.checkpoint import load_checkpoint
+from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.files import claim_folder
+from glyphs.train import Trainer
+from tests.test_train import all_state, assert_identical
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "enhanced_glyph_recognition.py"
+# A light network and few images, in small batches: many steps at which to be interrupted.
+QUICK = ["--dataset", "demo", "--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
+
+
+def start(*arguments: str, preexec_fn: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    """Start the script in a process of its own, with one thread so that results do not depend on the machine."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(SCRIPT), *QUICK, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=preexec_fn,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, stdout, stderr = finish(start("--epochs", "3", "--output-dir", str(folder)))
+    assert status == 0, stderr
+    assert re.fullmatch(r"test accuracy \d+\.\d\d% on 1,880 images \(.*\)\n", stdout)
+    return folder
+
+
+def test_a_run_writes_every_file(whole: Path) -> None:
+    expected = {"best_model.pth", "latest_checkpoint.pth", "config.json", *REPORTS} - {"lr_finder.png"}
+    assert {path.name for path in whole.iterdir()} - {".lock"} == expected
+    for name in expected:
+        if name.endswith(".png"):
+            Image.open(whole / name).verify()
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["n"] == 1880
+    assert metrics["split"] == "demo"
+    assert metrics["checkpoint"].endswith("best_model.pth")
+
+
+def test_killed_again_and_again_it_ends_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    chance = random.Random(5)
+    arguments = ["--skip-eval", "--checkpoint-every", "0.05", "--output-dir", str(tmp_path)]
+    latest = tmp_path / "latest_checkpoint.pth"
+    process = start("--epochs", "3", *arguments)
+    wait_for(latest, process)
+    for _ in range(3):
+        time.sleep(chance.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        written = latest.stat().st_mtime_ns
+        process = start("--resume", *arguments)
+        while process.poll() is None and latest.stat().st_mtime_ns == written:
+            time.sleep(0.01)
+    status, _, stderr = finish(process)
+    assert status == 0, stderr
+    assert_identical(all_state(tmp_path), all_state(whole))
+
+
+# Dies in the middle of its Nth save: half of the new file is written, nothing is renamed.
+DIE_IN_A_SAVE = """
+import os, signal, sys
+saves = 0
+def fsync(descriptor):
+    global saves
+    saves += 1
+    if saves == int(sys.argv[1]):
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = fsync
+from enhanced_glyph_recognition import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("save", [15, 28])
+def test_killed_in_the_middle_of_a_save_it_ends_with_the_same_weights(whole: Path, tmp_path: Path, save: int) -> None:
+    arguments = [*QUICK, "--skip-eval", "--checkpoint-every", "0.05", "--output-dir", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DIE_IN_A_SAVE, str(save), *arguments, "--epochs", "3"]
+    killed = subprocess.run(command, env=environment, capture_output=True, timeout=600)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob("*.tmp"))
+    status, _, stderr = finish(start("--resume", *arguments[len(QUICK) :]))
+    assert status == 0, stderr
+    assert_identical(all_state(tmp_path), all_state(whole))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_says_how_to_resume_and_sets_the_status(
+    whole: Path, tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    latest = tmp_path / "latest_checkpoint.pth"
+    arguments = ["--skip-eval", "--output-dir", str(tmp_path)]
+    process = start("--epochs", "3", "--checkpoint-every", "0.05", *arguments)
+    wait_for(latest, process)
+    process.send_signal(signum)
+    ended, _, stderr = finish(process)
+    assert ended == status
+    assert f"go on with --resume {latest}" in stderr
+    assert "Traceback" not in stderr
+    if signum == signal.SIGINT:
+        ended, _, stderr = finish(start("--resume", str(latest), "--skip-eval"))  # the folder follows from the path
+        assert ended == 0, stderr
+        assert_identical(all_state(tmp_path), all_state(whole))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    def limit() -> None:  # the latest checkpoint is 2.9 MB, the best model 0.7
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+
+    arguments = ["--skip-eval", "--output-dir", str(tmp_path)]
+    assert finish(start("--epochs", "1", *arguments))[0] == 0
+    before = (tmp_path / "latest_checkpoint.pth").read_bytes()
+    status, _, stderr = finish(start("--resume", "--epochs", "2", *arguments, preexec_fn=limit))
+    assert status == 2
+    assert re.search(r"^error: .*latest_checkpoint\.pth: cannot be written .*untouched", stderr, re.MULTILINE)
+    assert (tmp_path / "latest_checkpoint.pth").read_bytes() == before
+
+
+def test_without_evaluation_no_plotting_or_metrics_library_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from enhanced_glyph_recognition import main; main(sys.argv[1:]);"
+        "print([m for m in ('matplotlib', 'seaborn', 'sklearn') if m in sys.modules])"
+    )
+    arguments = [*QUICK, "--epochs", "1", "--skip-eval", "--output-dir", str(tmp_path)]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def quick(folder: Path, *arguments: str) -> None:
+    """The script in this process, for one epoch unless told otherwise."""
+    main([*QUICK, "--output-dir", str(folder), *(() if "--resume" in arguments else ("--epochs", "1")), *arguments])
+
+
+def test_evaluate_alone_needs_only_the_checkpoint(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), "--device", "cpu"])
+    assert capsys.readouterr().out.startswith("test accuracy")
+    alone, after_training = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, whole))
+    assert alone == after_training
+
+
+def test_evaluate_refuses_data_of_other_classes(whole: Path, tmp_path: Path, emnist_digits: Path) -> None:
+    arguments = ["--dataset", "emnist", "--split", "digits", "--data-dir", str(emnist_digits)]
+    with pytest.raises(CheckpointError, match=r"best_model\.pth knows 47 classes .* 10 others"):
+        main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), *arguments])
+
+
+def test_the_learning_rate_finder_is_asked_for_and_rejected_without_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    quick(tmp_path / "plain", "--skip-eval")
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    quick(tmp_path / "rejected", "--skip-eval", "--lr-finder")
+    assert "rejected: training with 0.001" in capsys.readouterr().err
+    Image.open(tmp_path / "rejected" / "lr_finder.png").verify()
+    assert_identical(all_state(tmp_path / "rejected"), all_state(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("arguments", [["--lr-finder"], ["--lr-finder", "--accept-lr"]])
+def test_without_a_terminal_the_suggestion_is_taken_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    quick(tmp_path, "--skip-eval", *arguments)
+    said = re.search(r"accepted without asking: training with (\S+)", capsys.readouterr().err)
+    assert said
+    used = load_checkpoint(tmp_path / "best_model.pth")["config"]["learning_rate"]
+    assert used == pytest.approx(float(said[1]), rel=0.1)
+    assert used != 0.001
+
+
+def interrupt_after_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave an unfinished run in the folder."""
+
+    def save_and_stop(trainer: Trainer) -> None:
+        trainer.save()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_where_due", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            quick(folder, "--epochs", "2")
+
+
+def test_an_unfinished_run_is_not_lost_by_accident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after_a_step(tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match=r"unfinished run \(0 of 2 epochs done\).*--resume.*--overwrite"):
+        quick(tmp_path, "--skip-eval")
+    quick(tmp_path, "--skip-eval", "--overwrite")
+    assert load_checkpoint(tmp_path / "latest_checkpoint.pth")["config"]["num_epochs"] == 1
+
+
+def test_a_new_run_leaves_no_report_of_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick(tmp_path, "--skip-eval")
+    for name in REPORTS:
+        (tmp_path / name).touch()
+    (tmp_path / "notes.txt").touch()
+    quick(tmp_path, "--skip-eval")
+    assert "replaces" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} & {*REPORTS, "notes.txt"} == {"history.csv", "notes.txt"}
+
+
+def test_resuming_a_finished_run_goes_on_to_its_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick(tmp_path, "--skip-eval")
+    quick(tmp_path, "--resume")
+    assert capsys.readouterr().out.startswith("test accuracy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "32"], "batch_size is 16 in the run to resume, but 32"),
+        (["--use-residual"], "use_residual is False in the run to resume, but True"),
+        (["--seed", "1"], "seed is 42 in the run to resume, but 1"),
+    ],
+)
+def test_a_resume_that_contradicts_the_run_is_refused(whole: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main([*QUICK, "--output-dir", str(whole), "--resume", *arguments])
+
+
+def test_resume_where_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"latest_checkpoint\.pth: there is no such checkpoint"):
+        quick(tmp_path, "--resume")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with claim_folder(tmp_path):
+        status, _, stderr = finish(start("--epochs", "1", "--output-dir", str(tmp_path)))
+    assert status == 2
+    assert stderr.startswith(f"error: {tmp_path}: another run is writing")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_a_config_file_gives_defaults_that_flags_override(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"num_epochs": 1, "learning_rate": 0.004, "dropout_rate": 0.1}')
+    flags = ["--config", str(tmp_path / "settings.json"), "--learning-rate", "0.005", "--skip-eval"]
+    main([*QUICK, "--output-dir", str(tmp_path / "out"), *flags])
+    used = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (used["num_epochs"], used["learning_rate"], used["dropout_rate"]) == (1, 0.005, 0.1)
+
+
+def test_an_output_folder_that_cannot_be_is_found_out_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GlyphError, match=r"file/out: .*--output-dir"):
+        quick(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--device cpu"):
+        quick(tmp_path, "--device", "cuda")
+
+
+def test_missing_data_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.EMNIST.url", "http://127.0.0.1:9/gzip.zip")
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/gzip\.zip .*by hand.*--dataset demo"):
+        main(["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--no-such-flag"],
+        ["--epochs", "0"],
+        ["--epochs", "many"],
+        ["--split", "cursive"],
+        ["--accept-lr"],
+        ["--lr-finder", "--resume"],
+        ["--evaluate", "x.pth", "--skip-eval"],
+        ["--config", "no-such-file.json"],
+    ],
+)
+def test_wrong_arguments_exit_with_status_2(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "error: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,375 @@
+"""The Trainer and EarlyStopping, on a few hundred synthetic images."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from glyphs.checkpoint import load_checkpoint
+from glyphs.cli import Interrupted
+from glyphs.config import Config
+from glyphs.data import Augmentation, TensorLoader
+from glyphs.errors import CheckpointError, ConfigError, GlyphError, TrainingError
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.runtime import Batch, Loader, seed_everything
+from glyphs.train import (
+    BEST_MODEL,
+    LATEST_CHECKPOINT,
+    EarlyStopping,
+    Trainer,
+    cosine_with_warmup,
+    make_criterion,
+    make_optimizer,
+)
+
+CLASSES = ["a", "b", "c"]
+
+
+def make_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise with a bright bar whose height tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(CLASSES), (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 4 + 8 * int(label) : 9 + 8 * int(label)] += 150
+    return images, labels
+
+
+def make_loaders() -> tuple[TensorLoader, TensorLoader]:
+    return (
+        TensorLoader(*make_images(80, 1), 16, shuffle_seed=7, augmentation=Augmentation(10, 5, 0.05)),
+        TensorLoader(*make_images(30, 2), 16),
+    )
+
+
+def make_config(folder: Path, **settings: Any) -> Config:
+    return Config.from_dict(
+        {"use_residual": False, "batch_size": 16, "num_epochs": 3, "learning_rate": 0.01, "device": "cpu"}
+        | {"output_dir": str(folder)}
+        | settings
+    )
+
+
+def make_trainer(folder: Path, loaders: tuple[Loader, Loader] | None = None, **settings: Any) -> Trainer:
+    config = make_config(folder, **settings)
+    seed_everything(0)
+    model = EnhancedGlyphCNN(len(CLASSES), config.dropout_rate, config.use_residual)
+    train, val = loaders or make_loaders()
+    return Trainer(model, train, val, config, CLASSES)
+
+
+def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, results: list[tuple[float, float]]) -> None:
+    """Let the trainer's validations give these losses and accuracies."""
+    left = iter(results)
+    monkeypatch.setattr(trainer, "validate", lambda: next(left))
+
+
+def all_state(folder: Path) -> dict[str, Any]:
+    """Everything two runs that did the same must agree on."""
+    latest = load_checkpoint(folder / LATEST_CHECKPOINT)
+    rows = [{k: v for k, v in row.items() if "second" not in k} for row in latest["training"]["history"]]
+    best = load_checkpoint(folder / BEST_MODEL)["model"]
+    return {"latest": latest["model"], "optimizer": latest["training"]["optimizer"], "best": best, "rows": rows}
+
+
+def assert_identical(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_identical(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_identical(a, b)
+    else:
+        assert one == other
+
+
+class StopAt:
+    """A loader that lets the trainer believe a signal came while it fetches the given step of the given epoch."""
+
+    def __init__(self, loader: TensorLoader, epoch: int, step: int) -> None:
+        self.loader, self.when = loader, (epoch, step)
+        self.trainer: Trainer | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def seek(self, epoch: int, first_step: int) -> None:
+        self.loader.seek(epoch, first_step)
+
+    def fingerprint(self) -> int:
+        return self.loader.fingerprint()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step, batch in enumerate(self.loader, self.loader.first_step):
+            if self.trainer is not None and (self.loader.epoch, step) == self.when:
+                self.trainer._signal = 15
+            yield batch
+
+
+def test_it_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, num_epochs=14)
+    history = trainer.fit()
+    assert history[-1]["val_accuracy"] > 0.9
+    assert [row["epoch"] for row in history] == list(range(1, 15))
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [float(row["val_loss"]) for row in rows] == [row["val_loss"] for row in history]
+    assert json.loads((tmp_path / "config.json").read_text()) == trainer.config.to_dict()
+    best = load_checkpoint(tmp_path / BEST_MODEL)
+    assert best["class_names"] == CLASSES
+    assert "training" not in best
+
+
+def test_best_model_goes_by_accuracy_and_restored_weights_by_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path)
+    weights_after: list[Tensor] = []
+    results = iter([(1.0, 0.5), (0.5, 0.6), (0.9, 0.8)])
+
+    def validate() -> tuple[float, float]:
+        weights_after.append(trainer.model.classifier.weight.detach().clone())
+        return next(results)
+
+    monkeypatch.setattr(trainer, "validate", validate)
+    trainer.fit()
+    best = load_checkpoint(tmp_path / BEST_MODEL)
+    assert best["metrics"] == {"epoch": 3, "val_loss": 0.9, "val_accuracy": 0.8}
+    assert torch.equal(best["model"]["classifier.weight"], weights_after[2])
+    assert torch.equal(trainer.model.classifier.weight, weights_after[1])
+
+
+def test_it_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path, num_epochs=9, early_stopping_patience=2)
+    script_validation(trainer, monkeypatch, [(1.0, 0.5), (0.8, 0.5), (0.9, 0.5), (0.85, 0.5)])
+    assert len(trainer.fit()) == 4
+
+
+def test_early_stopping_counts_from_the_lowest_loss() -> None:
+    model = nn.Linear(1, 1)
+    stopping = EarlyStopping(patience=2)
+    for loss, stops in [(1.0, False), (1.1, False), (0.9, False), (0.9, False), (1.0, True)]:
+        stopping.update(loss, model)
+        assert stopping.should_stop is stops
+
+
+def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
+    model = EnhancedGlyphCNN(3)
+    optimizer = make_optimizer(model, make_config(tmp_path, weight_decay=0.5))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        convolution_or_matrix = name.endswith("weight") and parameter.ndim > 1
+        assert decay[id(parameter)] == (0.5 if convolution_or_matrix else 0.0), name
+
+
+def test_gradients_are_clipped_at_norm_one(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.model.classifier.weight.data.mul_(100)
+    stats = trainer._train_step(*next(iter(trainer.train_loader)))
+    norm = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
+    assert stats[3] > 2  # or the test shows nothing
+    assert norm == pytest.approx(1.0, abs=1e-3)
+
+
+def test_labels_are_smoothed(tmp_path: Path) -> None:
+    criterion = make_criterion(make_config(tmp_path, label_smoothing=0.3))
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    target = torch.tensor([[0.8, 0.1, 0.1]])
+    assert criterion(logits, torch.tensor([0])) == pytest.approx(float(-(target * logits.log_softmax(1)).sum()))
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0), (1.5, 0.0)]
+)
+def test_cosine_schedule(progress: float, share: float) -> None:
+    assert cosine_with_warmup(progress, 0.1) == pytest.approx(share, abs=1e-12)
+
+
+def test_cosine_schedule_in_a_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, num_epochs=10, warmup_epochs=2)
+    rates = [row["learning_rate"] for row in trainer.fit()]
+    assert max(rates) == rates[1] == pytest.approx(0.01, rel=0.02)
+    assert rates[0] == pytest.approx(0.006, rel=0.1)  # six of ten steps into the warm-up
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] < 1e-6
+
+
+def test_plateau_schedule_lowers_the_rate_where_the_loss_stalls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, scheduler="plateau", num_epochs=6)
+    script_validation(trainer, monkeypatch, [(1.0, 0.5)] * 6)
+    assert [row["learning_rate"] for row in trainer.fit()] == [0.01] * 5 + [pytest.approx(0.001)]
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+@pytest.mark.parametrize("stop", [(0, 2), (1, 0), (1, 4)], ids=["first-epoch", "epoch-start", "epoch-end"])
+def test_a_run_that_was_stopped_and_resumed_ends_the_same(
+    tmp_path: Path, scheduler: str, stop: tuple[int, int]
+) -> None:
+    make_trainer(tmp_path / "whole", scheduler=scheduler).fit()
+    stopping = StopAt(make_loaders()[0], *stop)
+    trainer = make_trainer(tmp_path / "stopped", (stopping, make_loaders()[1]), scheduler=scheduler)
+    stopping.trainer = trainer
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    resumed = make_trainer(tmp_path / "stopped", scheduler=scheduler)
+    resumed.resume(load_checkpoint(tmp_path / "stopped" / LATEST_CHECKPOINT))
+    assert (resumed.epoch, resumed.step) == (stop[0], stop[1] + 1)
+    resumed.fit()
+    assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
+
+
+def test_a_run_stopped_in_its_validation_ends_the_same(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "whole").fit()
+    trainer = make_trainer(tmp_path / "stopped")
+    stopping = StopAt(make_loaders()[1], 0, 1)
+    stopping.trainer = trainer
+    trainer.val_loader = stopping
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    resumed = make_trainer(tmp_path / "stopped")
+    resumed.resume(load_checkpoint(tmp_path / "stopped" / LATEST_CHECKPOINT))
+    assert (resumed.epoch, resumed.step) == (0, resumed.num_steps)
+    resumed.fit()
+    assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """A user's own dataset, with a random transform that draws from the global generator."""
+
+    def __init__(self) -> None:
+        self.images, self.labels = make_images(48, 3)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index].float() / 255
+        return (image + 0.1 * torch.rand_like(image)).clamp(0, 1), int(self.labels[index])
+
+
+def test_a_users_own_dataloader_trains_and_resumes_the_same(tmp_path: Path) -> None:
+    def loaders() -> tuple[Loader, Loader]:
+        return DataLoader(Noisy(), batch_size=8, shuffle=True), DataLoader(Noisy(), batch_size=8)
+
+    make_trainer(tmp_path / "whole", loaders(), num_epochs=2).fit()
+    trainer = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2, checkpoint_every=1e-9)
+    whole_step, taken = trainer._train_step, 0
+
+    def fail_in_second_epoch(images: Tensor, labels: Tensor) -> Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == 9:
+            raise KeyboardInterrupt
+        return whole_step(images, labels)
+
+    trainer._train_step = fail_in_second_epoch  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resumed = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2)
+    resumed.resume(load_checkpoint(tmp_path / "stopped" / LATEST_CHECKPOINT))
+    assert (resumed.epoch, resumed.step) == (1, 2)
+    resumed.fit()
+    assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
+
+
+def test_a_finished_run_goes_on_with_more_epochs(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=1).fit()
+    longer = make_trainer(tmp_path, num_epochs=2)
+    longer.resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+    assert not longer.finished
+    assert len(longer.fit()) == 2
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=1).fit()
+    train, val = make_loaders()
+    train.images[0, 0, 0, 0] += 1
+    with pytest.raises(CheckpointError, match="training images"):
+        make_trainer(tmp_path, (train, val)).resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+
+
+def test_resuming_another_architecture_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=1).fit()
+    with pytest.raises(CheckpointError, match="architecture"):
+        make_trainer(tmp_path, use_residual=True).resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+
+
+def test_resuming_from_weights_alone_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=1).fit()
+    with pytest.raises(CheckpointError, match=LATEST_CHECKPOINT):
+        make_trainer(tmp_path).resume(load_checkpoint(tmp_path / BEST_MODEL))
+
+
+class WithNan:
+    """Gives one batch of NaN at the third step of the second epoch."""
+
+    def __init__(self) -> None:
+        self.loader = make_loaders()[0]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def seek(self, epoch: int, first_step: int) -> None:
+        self.loader.seek(epoch, first_step)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step, (images, labels) in enumerate(self.loader):
+            bad = (self.loader.epoch, step) == (1, 2)
+            yield (torch.full_like(images, math.nan) if bad else images), labels
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_good_checkpoint(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, (WithNan(), make_loaders()[1]))
+    with pytest.raises(TrainingError, match=r"epoch 2, step 3 of 5: the loss is nan .* at learning rate 0\.00\d+"):
+        trainer.fit()
+    kept = load_checkpoint(tmp_path / LATEST_CHECKPOINT)
+    assert kept["training"]["epoch"] == 1
+    assert all(weights.isfinite().all() for weights in kept["model"].values())
+
+
+def test_a_checkpoint_is_never_written_from_weights_that_are_not_finite(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, (WithNan(), make_loaders()[1]), checkpoint_every=1e-9)
+    with pytest.raises(TrainingError):
+        trainer.fit()
+    kept = load_checkpoint(tmp_path / LATEST_CHECKPOINT)
+    assert (kept["training"]["epoch"], kept["training"]["step"]) == (1, 2)
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.fit()
+    before = (tmp_path / LATEST_CHECKPOINT).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(GlyphError, match=r"latest_checkpoint\.pth: cannot be written .*untouched; free some space"):
+        trainer.save()
+    assert (tmp_path / LATEST_CHECKPOINT).read_bytes() == before
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    make_trainer(tmp_path, num_epochs=1, tensorboard=True).fit()
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_missing_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        make_trainer(tmp_path, tensorboard=True).fit()
