@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -217,10 +217,12 @@ def load_part(config: Config, part: Part, device: torch.device | str) -> GlyphSe
 
 def load_folder_part(config: Config, part: Part) -> GlyphSet:
     """Load one part of a folder of pictures; where it has no test part, a fifth of each class is held out."""
-    from glyphs.folder import load_folders  # here, since torchvision takes a second to import
+    # Here, since torchvision and SciPy take a second to import.
+    from glyphs.folder import load_folders
+    from glyphs.preprocess import Mode
 
     cache_dir = Path(config.output_dir) / "pictures"
-    images, train, test = load_folders(Path(config.data_dir), cache_dir, config.preprocess)
+    images, train, test = load_folders(Path(config.data_dir), cache_dir, cast(Mode, config.preprocess))
     labels = torch.full((len(images),), -1)
     labels[train.places] = train.labels
     if test is not None:
@@ -327,8 +329,8 @@ def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]
                     replace_file(raw / f"{name}.gz", files.read(f"gzip/{name}.gz"))
     except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
         raise DataError(
-            f"EMNIST could not be downloaded from {EMNIST.url} ({error}); put that archive at {archive} by hand, "
-            f"or try the built-in set with --dataset demo"
+            f"EMNIST could not be downloaded from {EMNIST.url} ({' '.join(str(error).split())}); "
+            f"put that archive at {archive} by hand, or try the built-in set with --dataset demo"
         ) from None
     found = find_emnist(data_dir, split, part)
     assert found is not None

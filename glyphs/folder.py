@@ -20,9 +20,9 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from glyphs.errors import DataError
+from glyphs.errors import DataError, PictureError
 from glyphs.files import replace_file, valid_utf8
-from glyphs.preprocess import SIDE, VERSION, Glyph, Mode, has_picture_suffix, prepare_file
+from glyphs.preprocess import SIDE, VERSION, Glyph, Mode, has_picture_suffix, preprocess
 
 IMAGE_BYTES = SIDE * SIDE
 PIXELS = "glyphs.u8"
@@ -207,8 +207,16 @@ def flush(lines: list[bytes], pixels: BinaryIO, index: BinaryIO) -> None:
     lines.clear()
 
 
+def prepare(path: Path, mode: Mode) -> Glyph | str:
+    """The picture prepared, or what is wrong with it."""
+    try:
+        return preprocess(path, mode)
+    except PictureError as error:
+        return str(error)
+
+
 def prepare_all(paths: list[Path], mode: Mode) -> Iterator[Glyph | str]:
     """Each picture prepared, or what is wrong with it, in order; on all cores, reading ahead by a little."""
     parallel = joblib.Parallel(n_jobs=joblib.cpu_count(), prefer="threads", return_as="generator")
-    results: Iterator[Glyph | str] = parallel(joblib.delayed(prepare_file)(path, mode) for path in paths)
+    results: Iterator[Glyph | str] = parallel(joblib.delayed(prepare)(path, mode) for path in paths)
     return results

@@ -21,6 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
 
 from glyphs.files import replace_file
 
@@ -52,6 +53,7 @@ SHORT_LABEL = 2  # characters that fit upright above a column
 MIN_FONT = 3.5  # points: below it a number in a cell is only dirt
 MAX_BARS = 80
 SHEET_COLUMNS = 8
+PREVIEW_SIDE = 800  # pixels: more of a picture than that would not be seen
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
@@ -307,6 +309,46 @@ def plot_misclassified(
             caption = f"{_within(true)}{between}→ {_within(predicted)}{after}{100 * confidence:.0f} %"
             axes.set_title(caption, fontsize=9 if longest <= SHORT_LABEL else 8, fontfamily=fonts)
         figure.suptitle(f"Most confident mistakes, {len(images)} shown: true → predicted, confidence", fontsize=12)
+
+
+def plot_prediction(
+    picture: Image.Image,
+    pixels: npt.NDArray[np.uint8] | None,
+    top_k: Sequence[tuple[str, float]],
+    title: str,
+    path: Path,
+) -> None:
+    """A picture, what the model saw of it, and the likeliest classes with their probabilities.
+
+    Parameters
+    ----------
+    picture : of any size and mode.
+    pixels : uint8 [28, 28]; None where the model saw nothing.
+    top_k : names and probabilities in 0..1, the likeliest first; empty where the model saw nothing.
+    """
+    preview = ImageOps.exif_transpose(picture)
+    if not preview.mode.startswith(("I", "F")):  # those have no fixed range: imshow finds it
+        preview = preview.convert("RGBA")
+    preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    (heading, *labels), fonts = _labels([title, *(label for label, _ in top_k)])
+    with _picture(path, 10, max(3.6, 0.3 * len(top_k) + 1.2)) as figure:
+        original, seen, bars = figure.subplots(1, 3)
+        original.imshow(preview, cmap="gray")
+        original.set_title("the picture")
+        if pixels is not None:
+            seen.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        seen.set_title("what the model saw" if pixels is not None else "the model saw nothing")
+        places = range(len(top_k))
+        percentages = [100 * probability for _, probability in top_k]
+        drawn = bars.barh(places, percentages, color=[BLUE, *[SKY] * len(top_k)][: len(top_k)])
+        bars.bar_label(drawn, fmt="%.1f %%", padding=3, fontsize=9)
+        bars.set_yticks(places, labels, fontfamily=fonts, fontsize=11)
+        bars.set(xlim=(0, 118), ylim=(len(top_k) - 0.4, -0.6), title="its answers" if top_k else "")
+        bars.tick_params(length=0, labelbottom=False)
+        bars.spines[["left", "bottom"]].set_visible(False)
+        for axes in (original, seen) if top_k else (original, seen, bars):
+            axes.axis("off")
+        figure.suptitle(heading, fontsize=15, fontfamily=fonts)
 
 
 @contextlib.contextmanager

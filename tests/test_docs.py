@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 
 import enhanced_glyph_recognition
+import inference
+from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
-PARSERS = {"enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser}
+PARSERS = {
+    "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
+    "inference.py": inference.build_parser,
+}
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -35,6 +40,10 @@ def test_every_command_parses(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    save_small_checkpoint(tmp_path / "outputs" / "best_model.pth")
+    for number, name in enumerate(["test.png", "a.png", "b.png"]):  # what the examples speak of
+        draw_glyph(number).save(tmp_path / name)
     examples = blocks(document, "python")
     assert examples
     for example in examples:

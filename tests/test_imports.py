@@ -16,7 +16,7 @@ LAYERS = (
     ("files",),
     ("config",),
     ("cli",),
-    ("runtime", "idx", "augment", "preprocess", "model", "plots"),
+    ("runtime", "idx", "augment", "preprocess", "model", "plots", "results"),
     ("demo", "checkpoint", "folder"),
     ("data",),
     ("train", "lr_finder", "evaluate", "predict", "analyze", "export"),

@@ -124,7 +124,7 @@ def test_it_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
     history = trainer.fit()
     assert history[-1]["val_accuracy"] > 0.9
     assert [row["epoch"] for row in history] == list(range(1, 15))
-    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert [float(row["val_loss"]) for row in rows] == [row["val_loss"] for row in history]
     assert json.loads((tmp_path / "config.json").read_text()) == trainer.config.to_dict()
     best = load_checkpoint(tmp_path / BEST_MODEL)

@@ -1,0 +1,369 @@
+"""GlyphPredictor: from pictures to typed answers, one at a time or a million in constant memory.
+
+The model is a checkpoint, or an ONNX file.  For the latter torch is not needed, and it is never imported: nothing
+that imports it may be imported at the head of this file.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from glyphs.config import Config
+from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, PictureError
+from glyphs.files import valid_utf8
+from glyphs.preprocess import Mode, has_picture_suffix, open_picture, preprocess
+from glyphs.results import Candidate, Prediction, Status, explain_write_error
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.floating[Any]]
+Picture = str | Path | BinaryIO | Image.Image | NDArray[Any]
+Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N, C]
+
+ONNX_FORMAT = "1"
+DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
+
+
+class Prepared(NamedTuple):
+    """A picture on its way to the network: pixels, uint8 [28, 28], are there only where the status is `ok`."""
+
+    file: str | None
+    status: Status
+    pixels: Bytes | None
+    error: str | None
+
+
+class GlyphPredictor:
+    """Recognises the character that a picture shows.
+
+    A picture is a path, a PIL image, an open file, or an array (uint8 [H, W] or [H, W, 3]).
+
+    Parameters
+    ----------
+    model : a checkpoint (.pth), or an .onnx file that this project exported.
+    device : `auto`, `cpu` or `cuda`; None is `auto`.
+    alphabet : the only characters to answer; the probabilities are those given that it is one of them.  A
+        character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced,
+        where c is C.
+    min_confidence : a likeliest class less probable than this is `uncertain`.
+    mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
+        is the one that the model was trained with.
+    batch_size : pictures that the network sees at once.
+
+    Raises
+    ------
+    CheckpointError : the model is missing, damaged, or not ours.
+    ConfigError : there is no such device, or no such character in the model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        device: str | None = None,
+        *,
+        alphabet: Iterable[str] | None = None,
+        min_confidence: float = 0.0,
+        mode: Mode | None = None,
+        batch_size: int = Config.batch_size,
+    ) -> None:
+        path = Path(model)
+        load = load_onnx if path.suffix.lower() == ".onnx" else load_checkpoint
+        self.network, names, trained_with = load(path, device or "auto")
+        self.columns = list(range(len(names))) if alphabet is None else choose_columns(names, alphabet)
+        self.class_names = [names[column] for column in self.columns]
+        self.min_confidence = min_confidence
+        self.mode = mode or trained_with
+        self.batch_size = batch_size
+
+    def predict(self, image: Picture, top_k: int = 5) -> Prediction:
+        """What one picture shows; a picture that cannot be read is a `failed` prediction, not an exception."""
+        [(prediction, _)] = self.classify([self.prepare(name_of(image), image)], top_k)
+        return prediction
+
+    def predict_batch(self, images: Iterable[Picture], top_k: int = 5) -> list[Prediction]:
+        """What each picture shows, in their order.  For more than memory holds, see `stream`."""
+        return [prediction for prediction, _ in self.stream(((name_of(image), image) for image in images), top_k)]
+
+    def stream(
+        self, pictures: Iterable[tuple[str | None, Picture | PictureError]], top_k: int = 5
+    ) -> Iterator[tuple[Prediction, Bytes | None]]:
+        """Predict any number of pictures, in order and in constant memory, reading ahead while the network computes.
+
+        Parameters
+        ----------
+        pictures : pairs of a name, for `Prediction.file`, and a picture, or why there is none.
+
+        Yields
+        ------
+        The prediction, and what the network saw: uint8 [28, 28], None where it saw nothing.
+        """
+        pictures = iter(pictures)
+        workers = usable_cpus()
+        # Threads, not processes: Pillow, SciPy and the network let go of Python's lock while they compute.
+        pool = concurrent.futures.ThreadPoolExecutor(workers)
+        waiting: deque[concurrent.futures.Future[list[Prepared]]] = deque()
+        try:
+            while True:
+                while len(waiting) <= workers and (batch := list(itertools.islice(pictures, self.batch_size))):
+                    waiting.append(pool.submit(self.prepare_all, batch))
+                if not waiting:
+                    return
+                yield from self.classify(waiting.popleft().result(), top_k)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def visualize(self, image: Picture, path: str | Path = "prediction.png", top_k: int = 5) -> Prediction:
+        """Predict one picture, and draw it, what the network saw, and the likeliest classes into a PNG file.
+
+        Raises
+        ------
+        PictureError : the picture cannot be read, so there is nothing to draw.
+        """
+        from glyphs.plots import plot_prediction
+
+        picture = open_picture(image)
+        [(prediction, pixels)] = self.classify([self.prepare(name_of(image), picture)], top_k)
+        title = prediction.status.replace("_", " ")
+        if prediction.confidence is not None:
+            title = f"{prediction.prediction or title} ({100 * prediction.confidence:.1f} %)"
+        plot_prediction(picture, pixels, prediction.top_k, title, Path(path))
+        return prediction
+
+    def prepare_all(self, pictures: Sequence[tuple[str | None, Picture | PictureError]]) -> list[Prepared]:
+        return [self.prepare(name, picture) for name, picture in pictures]
+
+    def prepare(self, name: str | None, picture: Picture | PictureError) -> Prepared:
+        """Read a picture and bring it into the form that the network knows."""
+        file = None if name is None else valid_utf8(name)
+        try:
+            if isinstance(picture, PictureError):
+                raise picture
+            status, pixels = preprocess(open_picture(picture), self.mode)
+        except PictureError as error:
+            return Prepared(file, "failed", None, valid_utf8(str(error)))
+        return Prepared(file, status, pixels, None)
+
+    def classify(self, batch: Sequence[Prepared], top_k: int) -> Iterator[tuple[Prediction, Bytes | None]]:
+        """Run the network once, on those pictures of the batch that show one character."""
+        seen = [prepared.pixels for prepared in batch if prepared.pixels is not None]
+        ranked = self.rank(np.stack(seen)[:, None], top_k) if seen else iter(())
+        for file, status, pixels, error in batch:
+            if pixels is None:
+                yield Prediction(file, status, error=error), None
+            else:
+                yield self.answer(file, next(ranked)), pixels
+
+    def rank(self, images: Bytes, top_k: int) -> Iterator[tuple[Candidate, ...]]:
+        """The likeliest classes of each image of uint8 [N, 1, 28, 28], their probabilities over the alphabet."""
+        # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
+        probabilities = self.network(images)[:, self.columns].astype(np.float64) + 1e-300
+        if not np.isfinite(probabilities).all():
+            raise CheckpointError("the model's outputs are not finite: it is damaged")
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        ranked = np.take_along_axis(probabilities, order, axis=1).round(DECIMALS)
+        for columns, values in zip(order.tolist(), ranked.tolist(), strict=True):
+            yield tuple(Candidate(self.class_names[c], p) for c, p in zip(columns, values, strict=True))
+
+    def answer(self, file: str | None, candidates: tuple[Candidate, ...]) -> Prediction:
+        label, confidence = candidates[0]
+        if confidence < self.min_confidence:
+            return Prediction(file, "uncertain", None, confidence, candidates)
+        return Prediction(file, "ok", label, confidence, candidates)
+
+
+def name_of(image: Picture) -> str | None:
+    """A picture's name, where it comes from a file."""
+    return os.fspath(image) if isinstance(image, (str, Path)) else None
+
+
+def usable_cpus() -> int:
+    """How many threads this process may run at once; OMP_NUM_THREADS, where set, is the user's own choice."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
+    """The places, ascending, of the classes that an alphabet's characters belong to; see GlyphPredictor.
+
+    Raises
+    ------
+    ConfigError : the alphabet is empty, or the model knows a character in neither case.
+    """
+    columns = set()
+    for character in alphabet:
+        own = next((name for name in (character, character.swapcase()) if name in names), None)
+        if own is None:
+            raise ConfigError(f"alphabet: the model does not know {character!r}; it knows {' '.join(names)}")
+        columns.add(names.index(own))
+    if not columns:
+        raise ConfigError("alphabet: is empty; name at least one character")
+    return sorted(columns)
+
+
+def load_checkpoint(path: Path, device: str) -> tuple[Network, list[str], Mode]:
+    """The network of a checkpoint on the device, its class names and its preprocessing.
+
+    Raises CheckpointError and ConfigError.
+    """
+    import torch
+
+    from glyphs.checkpoint import load_model
+    from glyphs.runtime import choose_device, explain_out_of_memory, limit_threads
+
+    limit_threads()
+    where = choose_device(device)
+    model, config, names = load_model(path)
+    model.to(where)
+
+    def network(images: Bytes) -> Floats:
+        with torch.inference_mode(), explain_out_of_memory(len(images)):
+            logits: torch.Tensor = model(torch.from_numpy(images).to(where))
+            probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
+        return probabilities
+
+    return network, names, cast(Mode, config.preprocess)
+
+
+def load_onnx(path: Path, device: str) -> tuple[Network, list[str], Mode]:
+    """The network of an ONNX file, its class names, and its preprocessing.
+
+    The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1]; output `probabilities`,
+    float32 [N, C]; metadata `format`, `class_names` (a JSON list) and `preprocess`.
+
+    Raises
+    ------
+    CheckpointError : it is missing, damaged, or not an export of this project.
+    ConfigError : `cuda` was asked for, and this onnxruntime has none.
+    GlyphError : onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise GlyphError(f"{path}: an .onnx model needs onnxruntime: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong with a model comes as an exception, too
+    options.intra_op_num_threads = usable_cpus()
+    # Weights in further files would be looked up there, which fails: a model is one file, and reads no other.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    providers = ["CPUExecutionProvider"]
+    if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
+    elif device == "cuda":
+        raise ConfigError("--device cuda: this onnxruntime cannot use CUDA; use --device cpu, or onnxruntime-gpu")
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:
+        fact = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: is not an ONNX model, or is damaged ({fact})") from None
+
+    def network(images: Bytes) -> Floats:
+        try:
+            [probabilities] = session.run(["probabilities"], {"images": images.astype(np.float32) / 255})
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be run ({str(error).splitlines()[0]})") from None
+        result: Floats = probabilities
+        return result
+
+    metadata = session.get_modelmeta().custom_metadata_map
+    names = read_class_names(metadata, path)
+    mode: Mode = "plain" if metadata.get("preprocess") == "plain" else "glyph"
+    if network(np.zeros((1, 1, 28, 28), np.uint8)).shape != (1, len(names)):
+        raise CheckpointError(f"{path}: is damaged (it names {len(names)} classes, but has another number of outputs)")
+    return network, names, mode
+
+
+def read_class_names(metadata: dict[str, str], path: Path) -> list[str]:
+    """The class names in an ONNX file's metadata.  Raises CheckpointError."""
+    if "format" not in metadata or "class_names" not in metadata:
+        raise CheckpointError(f"{path}: is not an ONNX export of this project (it names no classes)")
+    if metadata["format"] != ONNX_FORMAT:
+        raise CheckpointError(
+            f"{path}: has format version {metadata['format']}, this program reads {ONNX_FORMAT}; "
+            "use the version of the program that wrote it"
+        )
+    try:
+        names = json.loads(metadata["class_names"])
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: is damaged (its class names are not a list of strings)")
+    return names
+
+
+class PictureFolder:
+    """The pictures in a folder and its sub-folders: names relative to it, sorted, and paths; in constant memory.
+
+    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration.  A folder that
+    links lead to twice, or for ever, is read once.  A sub-folder that cannot be read comes with the error to report in
+    place of a path.
+
+    Raises
+    ------
+    DataError : while iterating; the folder itself cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[str, str | PictureError]]:
+        self.skipped = 0
+        seen: set[tuple[int, int]] = set()
+        waiting = [""]  # the next name is the last; a folder's ends with a slash
+        while waiting:
+            name = waiting.pop()
+            if name and not name.endswith("/"):
+                if has_picture_suffix(name):
+                    yield name, f"{self.folder}/{name}"
+                else:
+                    self.skipped += 1
+                continue
+            try:
+                status = (self.folder / name).stat()
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                with os.scandir(self.folder / name) as entries:
+                    inside = [name + entry.name + "/" * is_folder(entry) for entry in entries]
+            except OSError as error:
+                if not name:
+                    raise DataError(f"{self.folder}: cannot be read as a folder ({error.strerror})") from None
+                yield name.rstrip("/"), PictureError(f"{self.folder}/{name}: cannot be read ({error.strerror})")
+                continue
+            waiting += sorted(inside, reverse=True)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads nowhere, or to itself, is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def save_pixels(pixels: Bytes, path: Path) -> None:
+    """Write what the network saw, uint8 [28, 28], as a PNG file, with the folders it needs.  Raises GlyphError."""
+    with explain_write_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, "PNG")
+
+
+def relative_names(names: Sequence[str]) -> dict[str, str]:
+    """Each picture's name relative to the innermost folder that holds them all: no two become one, none leads out."""
+    if not names:
+        return {}
+    folder = os.path.commonpath([Path(os.path.normpath(Path(name).absolute())).parent for name in names])
+    return {valid_utf8(name): valid_utf8(os.path.relpath(name, folder)) for name in names}

@@ -1,0 +1,432 @@
+"""Any picture of one character, turned into the 28x28 form that EMNIST's images have (arXiv 1702.05373, section II).
+
+    open_picture -> to_grey -> preprocess
+
+`preprocess` finds the ink, decides whether it is one glyph, and draws that glyph again as NIST's scanner and EMNIST's
+authors would have: strokes of the usual width, white on black, 28x28.
+"""
+
+import math
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from glyphs.errors import PictureError
+
+Floats: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+Source: TypeAlias = str | Path | BinaryIO | Image.Image | NDArray[Any]
+Status = Literal["ok", "no_glyph", "several_glyphs"]
+Mode = Literal["glyph", "plain"]
+
+VERSION = 1  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
+# What counts as a picture in a folder.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico")
+
+# Reading
+MAX_PIXELS = 80_000_000  # more than phones take, 240 MB decoded; below Pillow's own limit, whose warning stays unseen
+# The formats people have pictures in.  Not all of Pillow's: its EPS reader, for one, starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
+
+# EMNIST's form, measured on 103,739 images of it
+SIDE = 28
+BORDER = 2  # pixels of black left on each side of the glyph's longer extent
+SHORTEST_LONG_SIDE = 22  # no image's bounding box has a longer side below this
+LARGEST_MEAN = 0.45  # no image's mean is above 0.432: a picture with more ink in it is something else
+THINNEST, WIDEST_STROKE = 2.1, 5.5  # strokes' mean width over the glyph's size, in 24ths: 97 % of EMNIST's
+# Scans of small characters have relatively thick strokes and wide blurred edges, and EMNIST's box holds the edges too.
+# So what is at least half white has a longer side of 23.2 pixels where strokes are 2.1 wide, of 20.6 where 4.6.
+INK_SIDE, INK_SIDE_PER_STROKE = 25.4, 1.05
+
+# Working sizes, in pixels
+MOST_SIDE = 1600  # what is larger is shrunk by a whole factor first, so that time and memory stay bounded
+PAGE_SIDE = 320  # the ink is looked for at this size, enough for a character of a tenth of the page
+PAPER_SIDE = 64  # the paper's brightness changes slowly: this size shows it
+ZOOM_BELOW = 48  # a glyph that is smaller than this on the shrunk page is looked at again from nearer
+GLYPH_SIDE = 56  # a glyph's longer side while its strokes are measured and drawn
+BLUR = GLYPH_SIDE / 42  # EMNIST's blur of 1 pixel, for the 42 pixels that a character has in NIST's 128x128 scans
+
+# Finding ink
+DENOISE = 0.004  # standard deviation of the first blur as a share of the page: a third of a thin stroke
+PAPER_REACH = 0.4  # share of the page that the widest stroke and its neighbourhood may fill, light the rest
+DARKEST_PAPER = 0.05  # brightness that is divided by at least
+INLIERS = 0.7  # share of the border that shows paper; ink may cross the rest
+
+# What is one glyph.  Each bound lies between what was measured on 2,144 photographs and drawings and 200 degraded
+# EMNIST images on the one hand, and on noise, textures and words on the other.
+LEAST_CONTRAST = 0.05  # glyphs: from 0.23; an empty page: below 0.03
+LEAST_SIGNAL = 8.0  # strongest ink over the paper's noise; glyphs: from 18, noise: below 8 mostly
+MOST_CROSSINGS = 6  # strokes that reach the picture's edge; glyphs: up to 4, ruled paper: from 8
+MOST_RIPPLE = 0.09  # deviation of the paper over the strongest ink; glyphs: up to 0.061, noise and paper: from 0.11
+MOST_PARTS = 8  # glyphs: up to 3, grains: from 12
+THICKEST = 0.33  # half the widest stroke over the glyph's size; glyphs: up to 0.25, a lamp's light: from 0.39
+WIDEST = 2.7  # width over height; glyphs: up to 2.6
+FAINT = 0.25  # of the strongest ink: the least that still belongs to a stroke
+SURE = 0.5  # of the strongest ink: what each part must reach somewhere
+SPECK = 0.02  # area over the largest part's, below which a part is dirt
+SMALL = 0.1  # likewise, below which a part must lie where a dot or a stroke's end may
+CUT = 0.3  # likewise, below which a part that the picture's edge cuts is a neighbour's
+LARGE = 0.15  # likewise, above which a part may be a character for itself
+DOT_REACH = 0.45  # how far off the dot of an i may lie, over the glyph's size
+
+# Pillow warns of damaged EXIF data and the like: what can be read is read, what cannot is a PictureError.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Glyph(NamedTuple):
+    """What was found in a picture: `pixels`, uint8 [28, 28], white on black, exactly where `status` is "ok"."""
+
+    status: Status
+    pixels: NDArray[np.uint8] | None
+
+
+NO_GLYPH = Glyph("no_glyph", None)
+
+
+# ---- Reading ----
+
+
+def open_picture(source: Source) -> Image.Image:
+    """Open a picture and decode all of it.
+
+    Parameters
+    ----------
+    source : a path, a binary file, a Pillow image, or an array [H, W] or [H, W, 1, 3 or 4]: bool, uint8, uint16, or
+        floats from 0 to 1.
+
+    Raises
+    ------
+    PictureError : naming the file, where there is none, it cannot be read, is no picture, is damaged, or has more
+        than `MAX_PIXELS` pixels (known from the header, before anything is decoded).
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, str | Path):
+        name = os.fsencode(source).decode("utf-8", "backslashreplace")
+        try:
+            status = Path(source).stat()
+            if not stat.S_ISREG(status.st_mode):
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+                raise PictureError(f"{name}: is {kind}; give the path of a picture")
+            if status.st_size == 0:
+                raise PictureError(f"{name}: is empty (zero bytes)")
+            with Path(source).open("rb") as file:
+                return _decode(file, name)
+        except FileNotFoundError:
+            raise PictureError(f"{name}: there is no such file") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            raise PictureError(f"{name}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if isinstance(source, Image.Image):
+        _refuse_bomb(source.size, "the picture")
+        return _loaded(source, "the picture")
+    return _decode(source, str(getattr(source, "name", "the picture")))
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    try:
+        picture = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise PictureError(f"{name}: has more than {MAX_PIXELS:,} pixels; shrink it first") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{name}: is not a picture ({', '.join(FORMATS)}), or its head is damaged") from None
+    except Exception as error:  # Pillow's readers raise whatever the damage happens to trigger
+        raise PictureError(f"{name}: is damaged ({error})") from None
+    _refuse_bomb(picture.size, name)
+    return _loaded(picture, name)
+
+
+def _refuse_bomb(size: tuple[int, int], name: str) -> None:
+    if math.prod(size) > MAX_PIXELS:
+        raise PictureError(f"{name}: has {size[0]:,} x {size[1]:,} pixels, more than {MAX_PIXELS:,}; shrink it first")
+
+
+def _loaded(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        picture.load()
+    except Exception as error:  # as above
+        raise PictureError(f"{name}: is truncated or damaged ({error})") from None
+    return picture
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    name = f"the array of {array.dtype} {list(array.shape)}"
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise PictureError(f"{name}: is not of the shape [H, W] or [H, W, 1, 3 or 4]")
+    _refuse_bomb((array.shape[1], array.shape[0]), name)
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = array / np.float32(65535)
+    elif array.dtype.kind == "f":
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise PictureError(f"{name}: has values outside 0 to 1")
+    elif array.dtype != np.uint8:
+        raise PictureError(f"{name}: is not of the type bool, uint8, uint16 or float")
+    if array.dtype != np.uint8:
+        array = np.rint(array * 255).astype(np.uint8) if array.ndim == 3 else array.astype(np.float32)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def to_grey(picture: Image.Image) -> Floats:
+    """The picture's brightness, float32 [H, W] from 0 (black) to 1, turned as its EXIF orientation says.
+
+    Transparency is laid on white, or on black where all that can be seen is light.  8-bit greys come out as v / 255
+    exactly.  What is larger than `MOST_SIDE` is shrunk.
+    """
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _deep_grey(picture)
+    transparent = picture.has_transparency_data
+    if transparent:
+        picture = picture.convert("RGBA")
+    elif picture.mode not in ("L", "RGB"):
+        # CMYK and the rarer colour spaces reach grey only by way of RGB.
+        picture = picture.convert("L" if picture.mode in ("1", "P") else "RGB")
+    factor = max(picture.size) // MOST_SIDE
+    if factor > 1:
+        picture = picture.reduce(factor)
+    if not transparent:
+        return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
+    grey, cover = (np.asarray(band, dtype=np.float32) / np.float32(255) for band in picture.convert("LA").split())
+    seen = grey[cover > 0.5]
+    backdrop = np.float32(0 if cover.min() < 0.5 and seen.size and seen.min() > 0.5 else 1)
+    flat: Floats = grey * cover + backdrop * (1 - cover)
+    return flat
+
+
+def _deep_grey(picture: Image.Image) -> Floats:
+    """The brightness of a picture of 16 or 32 bits, whose white is 65535, or for floats and ints what fits them."""
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+    brightest = 65535 if picture.mode.startswith("I;") else float(values.max())
+    white = next((white for white in (1, 255, 65535) if brightest <= white), brightest)
+    grey: Floats = np.clip(values / np.float32(white), 0, 1)
+    return grey
+
+
+def has_picture_suffix(name: str) -> bool:
+    """Whether a file in a folder is taken for a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
+# ---- From a picture to EMNIST's form ----
+
+
+def preprocess(picture: Source, mode: Mode = "glyph") -> Glyph:
+    """Bring a picture into EMNIST's form.
+
+    Parameters
+    ----------
+    picture : anything that `open_picture` takes.
+    mode : "glyph" for handwriting and print on any background.  What is in EMNIST's form already passes through
+        bit for bit.  "plain" (icons, logos) only greys, squares with the border's brightness, resizes, and inverts
+        where the border is light; its status is always "ok".
+
+    Raises
+    ------
+    PictureError : as `open_picture` does.
+    """
+    grey = to_grey(open_picture(picture))
+    if mode == "plain":
+        return Glyph("ok", _plain(grey))
+    if grey.shape == (SIDE, SIDE):
+        pixels = np.rint(grey * 255).astype(np.uint8)
+        for candidate in (pixels, 255 - pixels):
+            if _is_emnist(candidate):
+                return Glyph("ok", candidate)
+    return _find_glyph(grey)
+
+
+def _plain(grey: Floats) -> NDArray[np.uint8]:
+    height, width = grey.shape
+    paper = float(np.median(_border(grey)))
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.pad(grey, ((top, side - height - top), (left, side - width - left)), constant_values=paper)
+    pixels = _to_bytes(_resize(square, SIDE, SIDE))
+    return 255 - pixels if paper > 0.5 else pixels
+
+
+def _is_emnist(pixels: NDArray[np.uint8]) -> bool:
+    """Whether a uint8 [28, 28] has the bounding box that every EMNIST image has, on a black border."""
+    border = _border(pixels)
+    if np.count_nonzero(border) > len(border) // 2:
+        return False
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not len(rows) or max(np.ptp(rows), np.ptp(columns)) + 1 < SHORTEST_LONG_SIDE:
+        return False
+    # Twice the centre of the box against twice that of the image: at most half a pixel apart.
+    centred = all(abs(int(line[0]) + int(line[-1]) - (SIDE - 1)) <= 1 for line in (rows, columns))
+    return centred and bool(pixels.mean() <= LARGEST_MEAN * 255)
+
+
+def _find_glyph(grey: Floats) -> Glyph:
+    """Find the one glyph of a picture, float32 [H, W], and draw it in EMNIST's form; or say why there is none."""
+    height, width = grey.shape
+    scale = min(1.0, PAGE_SIDE / max(height, width))
+    page = grey if scale == 1 else _resize(grey, round(width * scale), round(height * scale))
+    ink, noise = _ink(page)
+    peak = float(ink.max())
+    if peak < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
+        return Glyph("no_glyph", None)
+    floor = max(FAINT * peak, 3 * noise)
+    labels = ndimage.label(ink > floor, np.ones((3, 3)))[0]
+    if _is_texture(ink, labels > 0, peak):
+        return Glyph("no_glyph", None)
+    status, glyph = _choose_parts(ink, labels, peak)
+    if status != "ok":
+        return Glyph(status, None)
+    box = _box(glyph)
+    size = max(line.stop - line.start for line in box)
+    if scale < 1 and size < ZOOM_BELOW:
+        rows, columns = (
+            slice(max(0, int((line.start - size) / scale)), int((line.stop + size) / scale)) for line in box
+        )
+        return _find_glyph(grey[rows, columns])
+    dropped = (labels > 0) & ~glyph
+    return Glyph("ok", _draw(np.where(dropped, 0, ink), box, floor))
+
+
+def _ink(page: Floats) -> tuple[Floats, float]:
+    """How far each pixel is from the paper to the ink's side, as a share of the paper, and the paper's noise.
+
+    float32 [H, W], 0 for paper and at most 1 for ink; the noise as a standard deviation in the same unit.
+    """
+    height, width = page.shape
+    page = ndimage.gaussian_filter(page, DENOISE * max(height, width))
+    # The light: a quadratic surface through the paper, which is what most of the border shows.
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    depth = max(1, min(height, width) // 32)
+    edge, edge_terms = _border(page, depth), _border(terms, depth)
+    is_paper = np.ones(len(edge), dtype=bool)
+    for _ in range(3):
+        fit = np.linalg.lstsq(edge_terms[is_paper], edge[is_paper], rcond=None)[0]
+        off = np.abs(edge - edge_terms @ fit)
+        is_paper = off <= np.quantile(off, INLIERS) + 1e-6
+    light = (terms @ fit).astype(np.float32)
+    # Ink is what stands out most from the light, be it darker or lighter.
+    if ((page - light) ** 3).sum() > 0:
+        page, light = 1 - page, 1 - light
+    page = page / np.maximum(light, DARKEST_PAPER)
+    # What shade is left, with more detail: strokes are narrower than the closing, shadows are not.
+    shrink = min(1.0, PAPER_SIDE / max(height, width))
+    small = page if shrink == 1 else _resize(page, round(width * shrink), round(height * shrink))
+    reach = max(3, int(min(small.shape) * PAPER_REACH))
+    paper = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(reach, reach)), reach / 6)
+    ink: Floats = 1 - page / np.maximum(_resize(paper, width, height), np.float32(DARKEST_PAPER))
+    ink -= np.median(ink)
+    return ink, 1.4826 * float(np.median(np.abs(ink)))  # of a normal distribution, sigma over median deviation
+
+
+def _is_texture(ink: Floats, dark: Mask, peak: float) -> bool:
+    """Whether the ink of a page, float32 [H, W], and its dark parts, bool [H, W], are a pattern or an empty page."""
+    # Texture and rulings run on beyond the picture; of a glyph at most a few strokes are cut off.
+    ring = np.concatenate([dark[0], dark[1:, -1], dark[-1, -2::-1], dark[-2:0:-1, 0]])
+    if np.count_nonzero(np.diff(ring)) > 2 * MOST_CROSSINGS:
+        return True
+    # The paper beside ink is flat: where it ripples as much as a faint stroke, what stands out is a ripple.
+    beside = ink[~ndimage.binary_dilation(dark, iterations=3)]
+    return bool(beside.size) and float(beside.std()) > MOST_RIPPLE * peak
+
+
+def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[Status, Mask]:
+    """Which connected parts of the ink are the glyph: a status, and bool [H, W], of use where that is "ok".
+
+    ink : float32 [H, W].  labels : int [H, W], the parts' numbers from 1, 0 for paper.
+    """
+    area = np.bincount(labels.ravel())[1:]
+    boxes = ndimage.find_objects(labels)
+    top, left = (np.array([box[axis].start for box in boxes]) for axis in (0, 1))
+    bottom, right = (np.array([box[axis].stop for box in boxes]) for axis in (0, 1))
+    main = int(area.argmax())
+    size = max(bottom[main] - top[main], right[main] - left[main])
+    stroke = area[main] / (2 * size)
+
+    kept = np.isin(np.arange(1, len(area) + 1), labels[ink > SURE * peak])
+    kept &= area > SPECK * area[main]
+    cut = (top == 0) | (left == 0) | (bottom == labels.shape[0]) | (right == labels.shape[1])
+    kept &= ~cut | (area > CUT * area[main])
+    # A small part is the dot above an i, a mark below, or the end of a broken stroke; elsewhere it is dirt.
+    beside = np.maximum(np.maximum(left - right[main], left[main] - right), 0)
+    distance = np.maximum(beside, np.maximum(top - bottom[main], top[main] - bottom))
+    dot = ((beside == 0) | (bottom <= top[main] + size / 3)) & (distance <= DOT_REACH * size)
+    kept &= (area > SMALL * area[main]) | (distance <= stroke) | dot
+    kept[main] = True
+    glyph = np.concatenate([[False], kept])[labels]
+    if kept.sum() > MOST_PARTS:
+        return "no_glyph", glyph
+    thickness = float(ndimage.distance_transform_edt(np.pad(labels[boxes[main]] == main + 1, 1)).max())
+    if thickness > THICKEST * size:
+        return "no_glyph", glyph
+
+    # Two large parts side by side are two characters: with paper between them, or in a wide glyph even without.
+    rows, columns = _box(glyph)
+    high, wide = rows.stop - rows.start, columns.stop - columns.start
+    large = np.flatnonzero(kept & (area > LARGE * area[main]) & (bottom - top > (bottom - top)[kept].max() / 2))
+    t, b, l, r = (edge[large] for edge in (top, bottom, left, right))  # noqa: E741
+    shared_x = np.minimum.outer(r, r) - np.maximum.outer(l, l)
+    shared_y = np.minimum.outer(b, b) - np.maximum.outer(t, t)
+    abreast = shared_y > 0.3 * np.minimum.outer(b - t, b - t)
+    apart = (shared_x < 0) | ((shared_x < 0.3 * np.minimum.outer(r - l, r - l)) & (wide > 1.2 * high))
+    joined_word = wide > WIDEST * high and area[main] < high * wide / 2  # a dash is as wide, but solid
+    return ("several_glyphs" if (abreast & apart).any() or joined_word else "ok"), glyph
+
+
+def _draw(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.uint8]:
+    """Draw the ink inside a box as a scan of NIST's with EMNIST's steps: uint8 [28, 28]."""
+    rows, columns = box
+    size = max(rows.stop - rows.start, columns.stop - columns.start)
+    margin = max(2, size // 8)
+    crop = np.pad(ink, margin)[rows.start : rows.stop + 2 * margin, columns.start : columns.stop + 2 * margin]
+    zoom = GLYPH_SIDE / size
+    crop = _resize(np.ascontiguousarray(crop), round(crop.shape[1] * zoom), round(crop.shape[0] * zoom))
+    # A stroke ends where the ink is half as strong as along the middle of the stroke.
+    strongest = ndimage.gaussian_filter(ndimage.maximum_filter(crop, GLYPH_SIDE // 4), GLYPH_SIDE / 16)
+    inside = np.pad((crop > strongest / 2) & (crop > floor), GLYPH_SIDE // 8)
+    # In a stroke of width w, the mean distance to its edge is w / 4.
+    depth = ndimage.distance_transform_edt(inside)
+    width = 4 * float(depth[inside].mean() - 0.5)
+    height_over_edge = np.where(inside, depth - 0.5, 0.5 - ndimage.distance_transform_edt(~inside))
+    unit = GLYPH_SIDE / (SIDE - 2 * BORDER)
+    wanted = min(max(width / unit, THINNEST), WIDEST_STROKE)
+    # Never shave off more than half: strokes are of uneven width, and the thin ones must not break.
+    grow = max((wanted * unit - width) / 2, -width / 4)
+    scan = np.clip(height_over_edge + grow + 0.5, 0, 1).astype(np.float32)
+    scan = ndimage.gaussian_filter(scan, BLUR)
+    rows, columns = _box(scan > 0.5)
+    ink_side = INK_SIDE - INK_SIDE_PER_STROKE * wanted
+    half = max(rows.stop - rows.start, columns.stop - columns.start) / 2 * SIDE / ink_side
+    y, x = ((line.start + line.stop) / 2 for line in (rows, columns))
+    room = math.ceil(half)  # so that the frame lies within the scan, which Pillow demands
+    frame = (x + room - half, y + room - half, x + room + half, y + room + half)
+    square = Image.fromarray(np.pad(scan, room)).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=frame)
+    return _to_bytes(np.asarray(square))
+
+
+def _box(mask: Mask) -> tuple[slice, slice]:
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _border(grey: NDArray[Any], depth: int = 1) -> NDArray[Any]:
+    sides = (grey[:depth], grey[-depth:], grey[depth:-depth, :depth], grey[depth:-depth, -depth:])
+    return np.concatenate([side.reshape(-1, *grey.shape[2:]) for side in sides])
+
+
+def _resize(grey: Floats, width: int, height: int) -> Floats:
+    """Bicubic, averaging where it shrinks."""
+    return np.asarray(Image.fromarray(grey).resize((max(1, width), max(1, height)), Image.Resampling.BICUBIC))
+
+
+def _to_bytes(grey: Floats) -> NDArray[np.uint8]:
+    return np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)

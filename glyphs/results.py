@@ -1,0 +1,214 @@
+"""Predictions as rows: their one schema, and how it is written to JSON, JSON lines, CSV, a terminal and a pipe."""
+
+import contextlib
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from glyphs.cli import one_line
+from glyphs.errors import ConfigError, DataError, GlyphError
+from glyphs.files import replacing, valid_utf8
+
+Status = Literal["ok", "uncertain", "no_glyph", "several_glyphs", "failed"]
+STDIN = "-"
+ENCODER = json.JSONEncoder(ensure_ascii=False)
+ROW_START = b'{"file": '
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
+
+
+class Candidate(NamedTuple):
+    """A class that a picture may show, and its probability in 0..1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found out about one picture.
+
+    Attributes
+    ----------
+    file : its name, None for a picture that came from memory.
+    status : `ok`; `uncertain`, below the confidence that was asked for; `no_glyph`, it shows no character;
+        `several_glyphs`, it shows more than one; `failed`, it cannot be read.
+    prediction : the likeliest class, only where the status is `ok`.
+    confidence : the probability of the likeliest class, 0..1, for `ok` and `uncertain`.
+    top_k : the likeliest classes, the likeliest first, for `ok` and `uncertain`; else empty.
+    error : why, only where the status is `failed`.
+    """
+
+    file: str | None
+    status: Status
+    prediction: str | None = None
+    confidence: float | None = None
+    top_k: tuple[Candidate, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        return {
+            "file": self.file,
+            "status": self.status,
+            "prediction": self.prediction,
+            "confidence": self.confidence,
+            "top_k": [candidate._asdict() for candidate in self.top_k],
+            "error": self.error,
+        }
+
+
+@dataclass
+class ResultFile:
+    """An open file of results: where rows go, and what it already held."""
+
+    write: Callable[[Prediction], object]
+    done: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def lacks(self, name: str) -> bool:
+        """Whether the picture is still to be done; standard input is another picture every time."""
+        return name == STDIN or valid_utf8(name) not in self.done
+
+    def summary(self) -> str:
+        """How many pictures there are, and how many of each status."""
+        parts = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in self.counts.most_common())
+        return f"{self.counts.total():,} pictures" + (f": {parts}" if parts else "")
+
+
+def json_row(prediction: Prediction) -> bytes:
+    return ENCODER.encode(prediction.to_dict()).encode()
+
+
+@contextlib.contextmanager
+def write_json(path: Path, top_k: int) -> Iterator[ResultFile]:
+    """A JSON array, whole at the end; rows are not kept in memory."""
+    with replacing(path) as file:
+        before = b"[\n"
+
+        def write(prediction: Prediction) -> None:
+            nonlocal before
+            file.write(before + json_row(prediction))
+            before = b",\n"
+
+        yield ResultFile(write)
+        file.write(b"[]\n" if before == b"[\n" else b"\n]\n")
+
+
+@contextlib.contextmanager
+def write_csv(path: Path, top_k: int) -> Iterator[ResultFile]:
+    """A table for spreadsheets, whole at the end, the top k in two columns each."""
+    with replacing(path) as file:
+        # write_through: nothing is left in this layer to be flushed to a file that was closed after an error.
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        rows = csv.writer(text)
+        ranks = range(1, top_k + 1)
+        header = [f"{column}_{rank}" for rank in ranks for column in ("label", "probability")]
+        rows.writerow(["file", "status", "prediction", "confidence", *header, "error"])
+
+        def write(prediction: Prediction) -> None:
+            candidates: list[object] = [value for candidate in prediction.top_k for value in candidate]
+            candidates += [None] * (2 * top_k - len(candidates))
+            row = [prediction.file, prediction.status, prediction.prediction, prediction.confidence]
+            rows.writerow([csv_cell(value) for value in [*row, *candidates, prediction.error]])
+
+        yield ResultFile(write)
+        text.detach()
+
+
+def csv_cell(value: object) -> object:
+    """The value, text without control characters and never a formula."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(FORMULA_STARTS) else "") + one_line(value)
+
+
+@contextlib.contextmanager
+def write_json_lines(path: Path, top_k: int) -> Iterator[ResultFile]:
+    """A JSON object a line, appended as it is made; the rows of an earlier run stay, and their pictures are done.
+
+    Raises
+    ------
+    DataError : the file holds something else.
+    """
+    with explain_write_error(path), path.open("a+b") as file:
+
+        def write(prediction: Prediction) -> None:
+            file.write(json_row(prediction) + b"\n")
+            file.flush()
+
+        results = ResultFile(write)
+        file.seek(0)
+        end = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and (line.startswith(ROW_START) or ROW_START.startswith(line)):
+                break  # the earlier run died while it wrote this row
+            try:
+                row = json.loads(line)
+                results.done.add(row["file"])
+                results.counts[row["status"]] += 1
+            except (ValueError, TypeError, KeyError):
+                raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
+            end += len(line)
+        file.truncate(end)
+        yield results
+
+
+@contextlib.contextmanager
+def explain_write_error(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal into a GlyphError that names the path."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GlyphError(f"{path}: cannot be written ({error.strerror}); check the folder and its space") from None
+
+
+WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines}
+
+
+def open_results(path: Path, top_k: int) -> contextlib.AbstractContextManager[ResultFile]:
+    """The file to write rows to, in the format of its suffix.
+
+    Raises
+    ------
+    ConfigError : the suffix is of no format that we write, or the path is a folder.
+    GlyphError : when the context is entered, or left: the file cannot be written.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise ConfigError(f"{path}: results are written to {', '.join(WRITERS)}; choose one of these suffixes")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file in it")
+    return WRITERS[path.suffix.lower()](path, top_k)
+
+
+@contextlib.contextmanager
+def open_terminal(top_k: int) -> Iterator[ResultFile]:
+    """A table for people, row by row."""
+    width = 10 * top_k
+    print(f"{'result':<16}{'confidence':>10}  {f'top {top_k}':<{width}}file")
+
+    def write(prediction: Prediction) -> None:
+        result = prediction.prediction or prediction.status.replace("_", " ")
+        confidence = "" if prediction.confidence is None else f"{prediction.confidence:.1%}"
+        candidates = "".join(f"{f'{label} {probability:.1%}':<10}" for label, probability in prediction.top_k)
+        print(one_line(f"{result:<16}{confidence:>10}  {candidates:<{width}}{prediction.file}"))
+
+    yield ResultFile(write)
+
+
+@contextlib.contextmanager
+def open_pipe() -> Iterator[ResultFile]:
+    """Lines of file, status, prediction and confidence, with tabs between them."""
+
+    def write(prediction: Prediction) -> None:
+        confidence = "" if prediction.confidence is None else str(prediction.confidence)
+        cells = [prediction.file or "", prediction.status, prediction.prediction or "", confidence]
+        print("\t".join(map(one_line, cells)))
+
+    yield ResultFile(write)

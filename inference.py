@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Recognise the characters that pictures show.
+
+python inference.py --image test.png
+python inference.py --image a.png b.jpg --top-k 3 --alphabet 0123456789
+python inference.py --batch ./images/ --output results.jsonl      stopped? the same command goes on
+python inference.py --image test.png --visualize                   draws what the model saw
+cat test.png | python inference.py --model model.onnx --image -    without PyTorch
+
+The exit status is 3 where a picture could not be read, 2 where nothing could be done, else 0.
+"""
+
+# Only what parsing needs is imported here, so that --help and wrong arguments are answered at once.
+import argparse
+import functools
+import importlib
+import io
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glyphs.cli import add_settings, given_settings, one_line, run
+from glyphs.config import PREPROCESSING, Config
+from glyphs.errors import CheckpointError, PictureError
+
+if TYPE_CHECKING:
+    from glyphs.predict import GlyphPredictor, Picture
+    from glyphs.results import Prediction, ResultFile
+
+# `from inference import GlyphPredictor`, imported when it is first asked for (PEP 562).
+PUBLIC_NAMES = {"GlyphPredictor": "glyphs.predict", "Prediction": "glyphs.results"}
+
+DEFAULT_MODELS = (Path("outputs/best_model.pth"), Path(__file__).parent / "pretrained" / "glyphs47.pth")
+SOME_FAILED = 3  # the exit status
+
+
+def __getattr__(name: str) -> Any:
+    if name in PUBLIC_NAMES:
+        return getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_argument_group("pictures (one of these)").add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", nargs="+", metavar="PATH", help="pictures; - is standard input")
+    what.add_argument("--batch", type=Path, metavar="DIR", help="all pictures in this folder and its sub-folders")
+
+    how = parser.add_argument_group("how to recognise them")
+    models = "outputs/best_model.pth, else pretrained/glyphs47.pth"
+    how.add_argument("--model", type=Path, metavar="FILE", help=f"a checkpoint or an .onnx file (default: {models})")
+    modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
+    how.add_argument("--preprocess", choices=PREPROCESSING, help=modes)
+    how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")
+    uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
+    how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
+
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--top-k", type=positive, default=5, metavar="N", help="likeliest classes (default: 5)")
+    answers.add_argument("--output", type=Path, metavar="FILE", help="results to a .json, .csv or .jsonl file")
+    drawing, drawn = Path("prediction.png"), "draw the picture, what the model saw and its answers, to PATH"
+    answers.add_argument(
+        "--visualize", nargs="?", const=drawing, type=Path, metavar="PATH", help=f"{drawn} (default: {drawing})"
+    )
+    saw = "what the model saw: DIR/NAME.png for each picture NAME"
+    answers.add_argument("--save-preprocessed", type=Path, metavar="DIR", help=saw)
+    add_settings(parser, {"machine": ("device", "batch_size")})
+    return parser
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    check(parser, arguments)
+    config = Config.from_dict(given_settings(arguments))
+
+    from glyphs.results import open_pipe, open_results, open_terminal
+
+    if arguments.output:
+        rows = open_results(arguments.output, arguments.top_k)
+    else:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        rows = open_terminal(arguments.top_k) if sys.stdout.isatty() else open_pipe()
+
+    from glyphs.predict import GlyphPredictor, PictureFolder
+
+    predictor = GlyphPredictor(
+        arguments.model or default_model(),
+        config.device,
+        alphabet=arguments.alphabet,
+        min_confidence=arguments.min_confidence,
+        mode=arguments.preprocess,
+        batch_size=config.batch_size,
+    )
+    images: list[tuple[str, Picture]] = [
+        (name, io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name) for name in arguments.image or ()
+    ]
+    folder = PictureFolder(arguments.batch) if arguments.batch else None
+    with rows as results:
+        predict(predictor, folder or images, arguments, results)
+        sys.stdout.flush()  # here, where a reader who has gone is no error
+    if folder or arguments.output:
+        say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
+    if arguments.visualize and not results.counts["failed"]:
+        predictor.visualize(images[0][1], arguments.visualize, arguments.top_k)
+        show(arguments.visualize)
+    return SOME_FAILED if results.counts["failed"] else 0
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse combinations of arguments that would lose pictures or mix them up."""
+    if arguments.visualize:
+        if arguments.batch or len(arguments.image) > 1:
+            parser.error("--visualize draws one picture: give one --image")
+        picture = Path(arguments.image[0])
+        if picture.exists() and arguments.visualize.exists() and arguments.visualize.samefile(picture):
+            parser.error(f"--visualize would replace the picture {arguments.visualize}")
+    if arguments.batch and arguments.save_preprocessed:
+        saved = Path(os.path.realpath(arguments.save_preprocessed))  # Path.resolve raises where links go in circles
+        if saved.is_relative_to(os.path.realpath(arguments.batch)):
+            parser.error("--save-preprocessed must not lie in --batch, where it would be read as more pictures")
+
+
+def default_model() -> Path:
+    """The model of the last training, else the one that comes with the project; says which on stderr."""
+    path = next((path for path in DEFAULT_MODELS if path.exists()), None)
+    if path is None:
+        raise CheckpointError(f"no model: neither {' nor '.join(map(str, DEFAULT_MODELS))} exists; name one by --model")
+    say(f"model: {path}")
+    return path
+
+
+def predict(
+    predictor: "GlyphPredictor",
+    pictures: "Iterable[tuple[str, Picture | PictureError]]",
+    arguments: argparse.Namespace,
+    results: "ResultFile",
+) -> None:
+    """Write a row for each picture that has none yet, and complain about those that cannot be read."""
+    from glyphs.predict import relative_names, save_pixels
+
+    todo = ((name, picture) for name, picture in pictures if results.lacks(name))
+    predictions: Iterable[tuple[Prediction, Any]] = predictor.stream(todo, arguments.top_k)
+    complain = say
+    if results.done:
+        say(f"{arguments.output} holds {len(results.done):,} rows: going on with the other pictures")
+    if sys.stderr.isatty() and (arguments.output or not sys.stdout.isatty()):
+        from tqdm import tqdm
+
+        total = sum(1 for _ in pictures)
+        predictions = tqdm(predictions, total=total, initial=len(results.done), unit=" pictures", delay=1)
+        complain = functools.partial(tqdm.write, file=sys.stderr)
+    targets = relative_names(arguments.image or ())
+    for prediction, pixels in predictions:
+        results.write(prediction)
+        results.counts[prediction.status] += 1
+        if prediction.error:
+            complain(one_line(prediction.error))
+        if arguments.save_preprocessed and pixels is not None:
+            name = str(prediction.file)
+            save_pixels(pixels, arguments.save_preprocessed / f"{targets.get(name, name)}.png")
+
+
+def show(path: Path) -> None:
+    """Open a picture in the system's viewer, where somebody sits at a screen."""
+    say(f"drawn: {path}")
+    if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
+        from PIL import Image
+
+        Image.open(path).show()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,300 @@
+"""glyphs.predict: what it says must be what the model says about what the preprocessing made of the picture."""
+
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glyphs import predict
+from glyphs.checkpoint import load_checkpoint, load_model, write_checkpoint
+from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.predict import GlyphPredictor, PictureFolder, relative_names, usable_cpus
+from glyphs.preprocess import Glyph, preprocess
+from tests.small import NAMES, draw_glyph, onnx_weights, save_small_checkpoint, save_small_onnx
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_checkpoint(tmp_path_factory.mktemp("model") / "model.pth")
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_onnx(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+def test_a_checkpoint_answers_what_its_network_says(checkpoint: Path, tmp_path: Path) -> None:
+    draw_glyph().save(tmp_path / "a.png")
+    pixels = preprocess(draw_glyph()).pixels
+    assert pixels is not None
+    with torch.inference_mode():
+        expected = load_model(checkpoint)[0](torch.from_numpy(pixels)[None, None]).softmax(dim=1)[0]
+    prediction = GlyphPredictor(checkpoint).predict(tmp_path / "a.png", top_k=3)
+    assert (prediction.file, prediction.status, prediction.error) == (str(tmp_path / "a.png"), "ok", None)
+    order = expected.argsort(descending=True)[:3].tolist()
+    assert [label for label, _ in prediction.top_k] == [NAMES[i] for i in order]
+    assert [p for _, p in prediction.top_k] == pytest.approx(expected[order].tolist(), abs=1e-5)
+    assert (prediction.prediction, prediction.confidence) == prediction.top_k[0]
+
+
+def test_an_onnx_file_answers_what_its_network_says(onnx_file: Path) -> None:
+    pixels = preprocess(draw_glyph()).pixels
+    assert pixels is not None
+    odds = np.exp(pixels.reshape(1, -1).astype(np.float64) / 255 @ onnx_weights())[0]
+    prediction = GlyphPredictor(onnx_file).predict(draw_glyph(), top_k=1)
+    assert prediction.file is None
+    assert prediction.prediction == NAMES[odds.argmax()]
+    assert prediction.confidence == pytest.approx(odds.max() / odds.sum(), abs=1e-5)
+
+
+def test_path_image_array_and_open_file_are_one_picture(onnx_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    draw_glyph().save(path)
+    predictor = GlyphPredictor(onnx_file)
+    with path.open("rb") as file:
+        answers = predictor.predict_batch([path, str(path), draw_glyph(), np.asarray(draw_glyph()), file])
+    assert {answer.top_k for answer in answers} == {answers[0].top_k}
+    assert [answer.file for answer in answers] == [str(path), str(path), None, None, None]
+
+
+def test_a_batch_keeps_order_and_goes_on_after_bad_pictures(onnx_file: Path, tmp_path: Path) -> None:
+    pictures: list[predict.Picture] = [draw_glyph(number) for number in range(9)]
+    pictures[3] = tmp_path / "missing.png"
+    pictures[4] = tmp_path  # with the one before, a batch of two without anything for the network
+    pictures[5] = tmp_path / "missing too.png"
+    predictor = GlyphPredictor(onnx_file, batch_size=2)
+    answers = predictor.predict_batch(pictures)
+    assert answers == [predictor.predict(picture) for picture in pictures]
+    assert [answer.status == "failed" for answer in answers] == [n in (3, 4, 5) for n in range(9)]
+    assert "missing.png" in str(answers[3].error)
+    assert len({answer.top_k for answer in answers}) == 7
+    assert predictor.predict_batch([]) == []
+
+
+def test_a_stream_reads_only_a_little_ahead(onnx_file: Path) -> None:
+    read = 0
+
+    def endless() -> Iterator[tuple[str, predict.Picture]]:
+        nonlocal read
+        for read in itertools.count(1):
+            yield str(read), draw_glyph(read % 10)
+
+    predictor = GlyphPredictor(onnx_file, batch_size=4)
+    stream = predictor.stream(endless())
+    names = [prediction.file for prediction, _ in itertools.islice(stream, 50)]
+    assert names == [str(number) for number in range(1, 51)]
+    assert read <= 50 + 4 * (usable_cpus() + 2)
+
+
+def test_more_classes_asked_for_than_there_are(onnx_file: Path) -> None:
+    prediction = GlyphPredictor(onnx_file).predict(draw_glyph(), top_k=100)
+    probabilities = [p for _, p in prediction.top_k]
+    assert sorted(label for label, _ in prediction.top_k) == sorted(NAMES)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert math.isclose(sum(probabilities), 1, abs_tol=1e-4)
+
+
+def test_an_alphabet_restricts_and_renormalises(onnx_file: Path) -> None:
+    everything = dict(GlyphPredictor(onnx_file).predict(draw_glyph(), top_k=47).top_k)
+    few = dict(GlyphPredictor(onnx_file, alphabet="310").predict(draw_glyph(), top_k=47).top_k)
+    total = sum(everything[digit] for digit in "013")
+    assert few == pytest.approx({digit: everything[digit] / total for digit in "013"}, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "alphabet", "expected"),
+    [(NAMES, "c", "C"), (NAMES, "cC", "C"), (NAMES, "aA", "Aa"), (["x", "y"], "Y", "y"), (["é", "ß"], "É", "é")],
+)
+def test_a_character_without_a_class_is_its_other_case(names: list[str], alphabet: str, expected: str) -> None:
+    assert [names[column] for column in predict.choose_columns(names, alphabet)] == list(expected)
+
+
+@pytest.mark.parametrize(("alphabet", "message"), [("1?", r"'\?'"), ("ß", "'ß'"), ("", "empty")])
+def test_an_alphabet_that_the_model_lacks(onnx_file: Path, alphabet: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GlyphPredictor(onnx_file, alphabet=alphabet)
+
+
+def test_an_alphabet_of_impossible_classes_gets_equal_probabilities(tmp_path: Path) -> None:
+    weights = np.zeros((28 * 28, 47), np.float32)
+    weights[:, 0] = 1000  # float32 has no number for the other probabilities but 0
+    prediction = GlyphPredictor(save_small_onnx(tmp_path / "sure.onnx", weights=weights), alphabet="12").predict(
+        draw_glyph()
+    )
+    assert prediction.top_k == (("1", 0.5), ("2", 0.5))
+
+
+def test_below_the_asked_confidence_is_uncertain(onnx_file: Path) -> None:
+    sure = GlyphPredictor(onnx_file).predict(draw_glyph())
+    assert sure.confidence is not None
+    at = GlyphPredictor(onnx_file, min_confidence=sure.confidence).predict(draw_glyph())
+    above = GlyphPredictor(onnx_file, min_confidence=sure.confidence + 0.001).predict(draw_glyph())
+    assert at == sure
+    assert (above.status, above.prediction) == ("uncertain", None)
+    assert (above.confidence, above.top_k) == (sure.confidence, sure.top_k)
+
+
+@pytest.mark.parametrize("status", ["no_glyph", "several_glyphs"])
+def test_no_single_glyph_no_answer(onnx_file: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    monkeypatch.setattr(predict, "preprocess", lambda picture, mode: Glyph(status, None))  # type: ignore[arg-type]
+    row = GlyphPredictor(onnx_file).predict(draw_glyph()).to_dict()
+    assert row == {
+        "file": None, "status": status, "prediction": None, "confidence": None, "top_k": [], "error": None,
+    }  # fmt: skip
+
+
+def test_the_mode_reaches_the_preprocessing(onnx_file: Path) -> None:
+    plain = preprocess(draw_glyph(), "plain").pixels
+    [(_, pixels)] = GlyphPredictor(onnx_file, mode="plain").stream([(None, draw_glyph())])
+    assert plain is not None
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels, plain)
+
+
+def test_the_schema_of_a_row(onnx_file: Path) -> None:
+    row = GlyphPredictor(onnx_file).predict(draw_glyph(), top_k=2).to_dict()
+    assert list(row) == ["file", "status", "prediction", "confidence", "top_k", "error"]
+    assert [list(candidate) for candidate in row["top_k"]] == [["label", "probability"]] * 2
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_picture_is_drawn(onnx_file: Path, tmp_path: Path) -> None:
+    predictor = GlyphPredictor(onnx_file)
+    for picture in (draw_glyph(), Image.new("RGBA", (9, 7)), Image.fromarray(np.zeros((30, 40), np.uint16))):
+        prediction = predictor.visualize(picture, tmp_path / "drawing.png")
+        assert prediction == predictor.predict(picture)
+        with Image.open(tmp_path / "drawing.png") as drawing:
+            assert min(drawing.size) > 400
+            drawing.verify()
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.onnx"])
+def test_no_model_of_ours(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(CheckpointError, match=name):
+        GlyphPredictor(path)
+    for content in (b"", b"no model at all", bytes(range(256)) * 20):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            GlyphPredictor(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "names no classes"),
+        ({"format": "1"}, "names no classes"),
+        ({"format": "2", "class_names": '["a"]'}, "format version 2"),
+        ({"format": "1", "class_names": "a, b"}, "not a list"),
+        ({"format": "1", "class_names": "[1, 2]"}, "not a list"),
+        ({"format": "1", "class_names": '["a", "b"]'}, "names 2 classes"),
+    ],
+)
+def test_an_onnx_file_of_others(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        GlyphPredictor(save_small_onnx(tmp_path / "model.onnx", metadata))
+
+
+@pytest.mark.parametrize("folder", ["", "elsewhere"])
+def test_an_onnx_file_reads_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    path = save_small_onnx(
+        tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    with pytest.raises(CheckpointError, match="xternal data"):
+        GlyphPredictor(path)
+
+
+def test_without_onnxruntime(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(GlyphError, match="pip install onnxruntime"):
+        GlyphPredictor(onnx_file)
+
+
+def test_a_model_whose_outputs_are_not_finite(checkpoint: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(checkpoint)
+    content["model"]["classifier.bias"][0] = torch.nan
+    write_checkpoint(tmp_path / "nan.pth", content)
+    with pytest.raises(CheckpointError, match="not finite"):
+        GlyphPredictor(tmp_path / "nan.pth").predict(draw_glyph())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_no_cuda(checkpoint: Path, onnx_file: Path) -> None:
+    for model in (checkpoint, onnx_file):
+        with pytest.raises(ConfigError, match="cuda"):
+            GlyphPredictor(model, "cuda")
+
+
+# ---- Folders and names ----
+
+
+def names_in(folder: Path) -> list[str]:
+    return [name for name, _ in PictureFolder(folder)]
+
+
+def test_a_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
+    for name in ("b/z.png", "b/a.JPG", "a.png", "c.tiff", "b/notes.txt", ".hidden", "b.png", "a/deep/er/x.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    pictures = PictureFolder(tmp_path)
+    for _ in range(2):
+        found = list(pictures)
+        assert [name for name, _ in found] == ["a.png", "a/deep/er/x.webp", "b.png", "b/a.JPG", "b/z.png", "c.tiff"]
+        assert [path for _, path in found] == [f"{tmp_path}/{name}" for name, _ in found]
+        assert pictures.skipped == 2
+
+
+def test_links_that_go_round_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.png").touch()
+    (tmp_path / "in" / "up").symlink_to(tmp_path)
+    (tmp_path / "in" / "here").symlink_to(".")
+    (tmp_path / "twice").symlink_to("in")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "nowhere.png").symlink_to("gone")
+    (tmp_path / "round").symlink_to("round")
+    assert names_in(tmp_path) == ["in/x.png", "nowhere.png", "self.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_reported(tmp_path: Path, onnx_file: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "closed.png").touch(mode=0)
+    predictor = GlyphPredictor(onnx_file)
+    answers = [prediction for prediction, _ in predictor.stream(PictureFolder(tmp_path))]
+    assert [(answer.file, answer.status) for answer in answers] == [("closed.png", "failed"), ("closed", "failed")]
+    assert "Permission denied" in str(answers[1].error)
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(DataError, match=name):
+            names_in(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], []),
+        (["/x/y/a.png"], ["a.png"]),
+        (["../a.png", "a.png"], ["a.png", "here/a.png"]),
+        (["/x/y/a.png", "/x/y/z/a.png", "/x/a.png"], ["y/a.png", "y/z/a.png", "a.png"]),
+    ],
+)
+def test_names_relative_to_what_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert list(relative_names(names).values()) == expected

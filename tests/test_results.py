@@ -1,0 +1,152 @@
+"""glyphs.results: rows as files and as text."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from glyphs.errors import ConfigError, DataError, GlyphError
+from glyphs.results import Candidate, Prediction, open_pipe, open_results, open_terminal
+
+SURE = Prediction("a.png", "ok", "A", 0.75, (Candidate("A", 0.75), Candidate("4", 0.25)))
+FAILED = Prediction("b/c.png", "failed", error="b/c.png: is damaged")
+ODD = Prediction("=1+1\t\x1b[31m\n.png", "uncertain", None, 0.5, (Candidate("=", 0.5), Candidate("字", 0.25)))
+ROWS = [SURE, FAILED, ODD]
+
+
+def write(path: Path, rows: list[Prediction]) -> None:
+    with open_results(path, 2) as results:
+        for row in rows:
+            results.write(row)
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS])
+def test_json_is_an_array_of_rows(tmp_path: Path, rows: list[Prediction]) -> None:
+    write(tmp_path / "r.json", rows)
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == [row.to_dict() for row in rows]
+
+
+def test_csv_has_a_column_for_each_candidate_and_no_formulas(tmp_path: Path) -> None:
+    write(tmp_path / "r.csv", ROWS)
+    content = (tmp_path / "r.csv").read_bytes()
+    assert b"\x1b" not in content
+    header, *rows = csv.reader(content.decode().splitlines())
+    assert header == [
+        "file",
+        "status",
+        "prediction",
+        "confidence",
+        "label_1",
+        "probability_1",
+        "label_2",
+        "probability_2",
+        "error",
+    ]
+    assert rows == [
+        ["a.png", "ok", "A", "0.75", "A", "0.75", "4", "0.25", ""],
+        ["b/c.png", "failed", "", "", "", "", "", "", "b/c.png: is damaged"],
+        ["'=1+1 \\x1b[31m .png", "uncertain", "", "0.5", "'=", "0.5", "字", "0.25", ""],
+    ]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_every_start_of_a_formula_is_defused(tmp_path: Path, start: str) -> None:
+    write(tmp_path / "r.csv", [Prediction(f"{start}SUM(A1)", "failed", error=f"{start}x")])
+    [row] = csv.DictReader((tmp_path / "r.csv").read_text().splitlines())
+    assert row["file"].startswith("'")
+    assert row["error"].startswith("'")
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.csv"])
+def test_a_run_that_dies_leaves_the_file_of_before(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, ROWS)
+    before = (tmp_path / name).read_bytes()
+
+    def die() -> None:
+        with open_results(tmp_path / name, 2) as results:
+            results.write(SURE)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        die()
+    assert (tmp_path / name).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_json_lines_go_on_after_every_possible_cut(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, ROWS)
+    whole = path.read_bytes()
+    assert [json.loads(line) for line in whole.splitlines()] == [row.to_dict() for row in ROWS]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with open_results(path, 2) as results:
+            kept = whole[:cut].count(b"\n")
+            assert results.done == {row.file for row in ROWS[:kept]}
+            assert results.counts.total() == kept
+            assert results.lacks("-")
+            for row in ROWS:
+                if results.lacks(str(row.file)):
+                    results.write(row)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"notes of mine", b'{"a": 1}\n', b"[1]\n", b"x\n" + b'{"file": "a"', b"\x00" * 9])
+def test_json_lines_leave_a_file_of_others_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"r\.jsonl: line 1"):
+        write(path, ROWS)
+    assert path.read_bytes() == content
+
+
+def test_rows_reach_a_json_lines_file_as_they_are_made(tmp_path: Path) -> None:
+    with open_results(tmp_path / "r.jsonl", 2) as results:
+        for number, row in enumerate(ROWS, start=1):
+            results.write(row)
+            assert (tmp_path / "r.jsonl").read_bytes().count(b"\n") == number
+
+
+@pytest.mark.parametrize("name", ["r.txt", "r", "folder.json"])
+def test_an_output_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ConfigError, match=name):
+        open_results(tmp_path / name, 5)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".jsonl"])
+def test_an_output_in_no_folder(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(GlyphError, match="missing"):
+        write(tmp_path / "missing" / f"r{suffix}", ROWS)
+
+
+def test_a_pipe_gets_four_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_pipe() as results:
+        for row in ROWS:
+            results.write(row)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["a.png", "ok", "A", "0.75"],
+        ["b/c.png", "failed", "", ""],
+        ["=1+1 \\x1b[31m .png", "uncertain", "", "0.5"],
+    ]
+
+
+def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_terminal(2) as results:
+        for row in ROWS:
+            results.write(row)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["result", "confidence", "top", "2", "file"]
+    assert lines[0].split() == ["A", "75.0%", "A", "75.0%", "4", "25.0%", "a.png"]
+    assert lines[1].split() == ["failed", "b/c.png"]
+    assert lines[2].split() == ["uncertain", "50.0%", "=", "50.0%", "字", "25.0%", "=1+1", "\\x1b[31m", ".png"]
+    assert len({line.index(str(end)) for line, end in zip(lines[:2], ["a.png", "b/c.png"], strict=True)}) == 1
+
+
+def test_the_summary_counts_each_status(tmp_path: Path) -> None:
+    with open_results(tmp_path / "r.json", 2) as results:
+        assert results.summary() == "0 pictures"
+        results.counts.update(["ok", "ok", "no_glyph"])
+        assert results.summary() == "3 pictures: 2 ok, 1 no glyph"
