@@ -5,6 +5,7 @@ config, class names, metrics.  latest_checkpoint.pth holds that and, under "trai
 needs.
 """
 
+import dataclasses
 import io
 import re
 import warnings
@@ -120,10 +121,13 @@ def load_model(path: Path) -> tuple[EnhancedGlyphCNN, Config, list[str]]:
 
 
 def write_half_precision(source: Path, target: Path) -> None:
-    """Write the weights of a checkpoint in float16, without training state: half the size, for distribution."""
+    """Write the weights of a checkpoint in float16, without training state or paths: for distribution."""
     content = load_checkpoint(source)
     content.pop("training", None)
     content["model"] = {
         name: weights.half() if weights.is_floating_point() else weights for name, weights in content["model"].items()
     }
+    for field in dataclasses.fields(Config):
+        if field.metadata["may_change"] and field.name in content["config"] and field.name != "num_epochs":
+            content["config"][field.name] = field.default  # of the machine, not of the model
     write_checkpoint(target, content)

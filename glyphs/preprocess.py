@@ -31,7 +31,7 @@ VERSION = 1  # raised when the same picture comes out differently: caches of pre
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico")
 
 # Reading
-MAX_PIXELS = 80_000_000  # more than phones take, 240 MB decoded; below Pillow's own limit, whose warning stays unseen
+MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
 # The formats people have pictures in.  Not all of Pillow's: its EPS reader, for one, starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
 
@@ -40,10 +40,15 @@ SIDE = 28
 BORDER = 2  # pixels of black left on each side of the glyph's longer extent
 SHORTEST_LONG_SIDE = 22  # no image's bounding box has a longer side below this
 LARGEST_MEAN = 0.45  # no image's mean is above 0.432: a picture with more ink in it is something else
-THINNEST, WIDEST_STROKE = 2.1, 5.5  # strokes' mean width over the glyph's size, in 24ths: 97 % of EMNIST's
-# Scans of small characters have relatively thick strokes and wide blurred edges, and EMNIST's box holds the edges too.
-# So what is at least half white has a longer side of 23.2 pixels where strokes are 2.1 wide, of 20.6 where 4.6.
-INK_SIDE, INK_SIDE_PER_STROKE = 25.4, 1.05
+UNITS = SIDE - 2 * BORDER  # the glyph's longer side is 24 units
+THINNEST, WIDEST_STROKE = 2.5, 5.0  # units; of 300 EMNIST images a tenth are below 2.2, a tenth above 4.8
+# EMNIST's edges are blurred, the more so the smaller the character was on the form.  Their width (units, between a
+# quarter and three quarters of the ink) tells how large the half-white part of the image is, because EMNIST's box
+# holds the blurred edge too: side = 28.3 - 6.2 * edge fits 300 images within 0.7 pixels.
+SHARPEST, SOFTEST = 0.75, 1.5  # units; of 300 EMNIST images a tenth are below 0.80, a tenth above 1.30
+INK_SIDE, INK_SIDE_PER_EDGE = 28.3, 6.2  # pixels
+EDGE_PER_SIGMA = 1.35  # a Gaussian edge climbs from a quarter to three quarters within 1.35 standard deviations
+OWN_BLUR = 0.55  # units; the standard deviation of the blur that the last resampling adds by itself
 
 # Working sizes, in pixels
 MOST_SIDE = 1600  # what is larger is shrunk by a whole factor first, so that time and memory stay bounded
@@ -51,20 +56,19 @@ PAGE_SIDE = 320  # the ink is looked for at this size, enough for a character of
 PAPER_SIDE = 64  # the paper's brightness changes slowly: this size shows it
 ZOOM_BELOW = 48  # a glyph that is smaller than this on the shrunk page is looked at again from nearer
 GLYPH_SIDE = 56  # a glyph's longer side while its strokes are measured and drawn
-BLUR = GLYPH_SIDE / 42  # EMNIST's blur of 1 pixel, for the 42 pixels that a character has in NIST's 128x128 scans
 
 # Finding ink
-DENOISE = 0.004  # standard deviation of the first blur as a share of the page: a third of a thin stroke
+DENOISE = 0.004  # standard deviation of the first blur as a share of the page: 1.3 pixels of 320
 PAPER_REACH = 0.4  # share of the page that the widest stroke and its neighbourhood may fill, light the rest
 DARKEST_PAPER = 0.05  # brightness that is divided by at least
 INLIERS = 0.7  # share of the border that shows paper; ink may cross the rest
 
-# What is one glyph.  Each bound lies between what was measured on 2,144 photographs and drawings and 200 degraded
-# EMNIST images on the one hand, and on noise, textures and words on the other.
-LEAST_CONTRAST = 0.05  # glyphs: from 0.23; an empty page: below 0.03
-LEAST_SIGNAL = 8.0  # strongest ink over the paper's noise; glyphs: from 18, noise: below 8 mostly
+# What is one glyph.  Where two figures are given, the bound lies between what was measured on 715 photographs and
+# drawings and 200 degraded EMNIST images on the one hand, and on noise, textures and words on the other.
+LEAST_CONTRAST = 0.05  # strongest ink as a share of the paper's brightness; glyphs: from 0.23
+LEAST_SIGNAL = 8.0  # strongest ink over the paper's noise; glyphs: from 18, noise: mostly below 8
 MOST_CROSSINGS = 6  # strokes that reach the picture's edge; glyphs: up to 4, ruled paper: from 8
-MOST_RIPPLE = 0.09  # deviation of the paper over the strongest ink; glyphs: up to 0.061, noise and paper: from 0.11
+MOST_RIPPLE = 0.09  # deviation of the paper over the strongest ink; glyphs: up to 0.061, noise: from 0.11
 MOST_PARTS = 8  # glyphs: up to 3, grains: from 12
 THICKEST = 0.33  # half the widest stroke over the glyph's size; glyphs: up to 0.25, a lamp's light: from 0.39
 WIDEST = 2.7  # width over height; glyphs: up to 2.6
@@ -85,9 +89,6 @@ class Glyph(NamedTuple):
 
     status: Status
     pixels: NDArray[np.uint8] | None
-
-
-NO_GLYPH = Glyph("no_glyph", None)
 
 
 # ---- Reading ----
@@ -323,7 +324,8 @@ def _ink(page: Floats) -> tuple[Floats, float]:
     small = page if shrink == 1 else _resize(page, round(width * shrink), round(height * shrink))
     reach = max(3, int(min(small.shape) * PAPER_REACH))
     paper = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(reach, reach)), reach / 6)
-    ink: Floats = 1 - page / np.maximum(_resize(paper, width, height), np.float32(DARKEST_PAPER))
+    paper = np.maximum(_resize(paper, width, height), DARKEST_PAPER)
+    ink: Floats = np.asarray(1 - page / paper, dtype=np.float32)
     ink -= np.median(ink)
     return ink, 1.4826 * float(np.median(np.abs(ink)))  # of a normal distribution, sigma over median deviation
 
@@ -392,19 +394,24 @@ def _draw(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.uin
     crop = _resize(np.ascontiguousarray(crop), round(crop.shape[1] * zoom), round(crop.shape[0] * zoom))
     # A stroke ends where the ink is half as strong as along the middle of the stroke.
     strongest = ndimage.gaussian_filter(ndimage.maximum_filter(crop, GLYPH_SIDE // 4), GLYPH_SIDE / 16)
-    inside = np.pad((crop > strongest / 2) & (crop > floor), GLYPH_SIDE // 8)
+    share = np.pad(crop / np.maximum(strongest, floor), GLYPH_SIDE // 8)
+    inside = np.pad(crop > floor, GLYPH_SIDE // 8) & (share > 0.5)
     # In a stroke of width w, the mean distance to its edge is w / 4.
     depth = ndimage.distance_transform_edt(inside)
     width = 4 * float(depth[inside].mean() - 0.5)
     height_over_edge = np.where(inside, depth - 0.5, 0.5 - ndimage.distance_transform_edt(~inside))
-    unit = GLYPH_SIDE / (SIDE - 2 * BORDER)
-    wanted = min(max(width / unit, THINNEST), WIDEST_STROKE)
+    rows, columns = _box(inside)
+    unit = max(rows.stop - rows.start, columns.stop - columns.start) / UNITS
+    wanted = unit * min(max(width / unit, THINNEST), WIDEST_STROKE)
+    edge = np.count_nonzero((share > 0.25) & (share < 0.75)) / np.count_nonzero(depth == 1) / unit
+    edge = min(max(edge, SHARPEST), SOFTEST)
     # Never shave off more than half: strokes are of uneven width, and the thin ones must not break.
-    grow = max((wanted * unit - width) / 2, -width / 4)
+    grow = max((wanted - width) / 2, -width / 4)
     scan = np.clip(height_over_edge + grow + 0.5, 0, 1).astype(np.float32)
-    scan = ndimage.gaussian_filter(scan, BLUR)
+    blur = math.sqrt(max((edge / EDGE_PER_SIGMA) ** 2 - OWN_BLUR**2, 0))
+    scan = ndimage.gaussian_filter(scan, blur * unit)
     rows, columns = _box(scan > 0.5)
-    ink_side = INK_SIDE - INK_SIDE_PER_STROKE * wanted
+    ink_side = INK_SIDE - INK_SIDE_PER_EDGE * edge
     half = max(rows.stop - rows.start, columns.stop - columns.start) / 2 * SIDE / ink_side
     y, x = ((line.start + line.stop) / 2 for line in (rows, columns))
     room = math.ceil(half)  # so that the frame lies within the scan, which Pillow demands

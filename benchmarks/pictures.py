@@ -1,0 +1,277 @@
+"""How well pictures of characters, of other things, and of several characters are read.
+
+    python benchmarks/pictures.py --model CHECKPOINT.pth --data-dir DIR
+
+Prints four tables: accuracy on photographs and drawings (the files at odd places in path order; the even ones were
+for development), how often an EMNIST image that was made into a picture keeps its prediction, how often something
+that is not one character is answered, and what preprocessing costs.  Everything random comes from --seed.
+"""
+
+import argparse
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from glyphs.checkpoint import load_model
+from glyphs.idx import read_idx
+from glyphs.preprocess import Glyph, preprocess
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Rng = np.random.Generator
+
+BATCH = 256
+JPEG_QUALITY = 50
+NOISE = 0.06  # standard deviation of the noise that the degraded round trip adds, of full brightness 1
+PAGE = 256  # pixels a side of what is not a character
+
+
+def predict(model: torch.nn.Module, glyphs: list[Glyph]) -> NDArray[np.int64]:
+    """The class of each glyph, int64 [N]; -1 where preprocessing refused."""
+    answers = np.full(len(glyphs), -1)
+    found = [(index, glyph.pixels) for index, glyph in enumerate(glyphs) if glyph.pixels is not None]
+    with torch.inference_mode():
+        for start in range(0, len(found), BATCH):
+            places, images = zip(*found[start : start + BATCH], strict=True)
+            answers[list(places)] = model(torch.from_numpy(np.stack(images))[:, None]).argmax(1).numpy()
+    return answers
+
+
+def share(hits: NDArray[np.bool_]) -> str:
+    """A share in per cent with its standard error."""
+    rate = float(hits.mean())
+    return f"{rate * 100:6.2f} ± {math.sqrt(rate * (1 - rate) / len(hits)) * 100:4.2f} %"
+
+
+# ---- Photographs and drawings ----
+
+
+def files_of(data_dir: Path, kind: str, parity: int) -> list[Path]:
+    """Every other picture of a kind, in the order of the paths as strings."""
+    names = sorted(str(path.relative_to(data_dir)) for path in (data_dir / kind).rglob("*.png"))
+    return [data_dir / name for name in names[parity::2]]
+
+
+def true_class(path: Path, names: list[str]) -> int:
+    """The class of a picture, from its folder `<code point>_<character>`; case merged as in EMNIST-Balanced."""
+    character = chr(int(path.parent.name.split("_")[0]))
+    return names.index(character if character in names else character.upper())
+
+
+def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, parity: int) -> None:
+    print(f"\nAccuracy on pictures at {'odd' if parity else 'even'} places, {len(names)} classes")
+    for kind in ("photos", "drawings"):
+        paths = files_of(data_dir, kind, parity)
+        glyphs = [preprocess(path) for path in paths]
+        truth = np.array([true_class(path, names) for path in paths])
+        refused = {s: sum(glyph.status == s for glyph in glyphs) for s in ("no_glyph", "several_glyphs")}
+        hits = predict(model, glyphs) == truth
+        print(f"  {kind:9}{share(hits)} of {len(paths):,}; {refused}")
+
+
+# ---- EMNIST images made into pictures ----
+
+
+def make_picture(
+    image: Bytes, rng: Rng, *, shade: bool = False, noise: bool = False, jpeg: bool = False
+) -> Image.Image:
+    """An EMNIST image 4 to 20 times larger, off-centre on a larger light page, and, where asked, degraded."""
+    side = round(image.shape[0] * rng.uniform(4, 20))
+    ink = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
+    height, width = (round(side * rng.uniform(1.2, 2.5)) for _ in range(2))
+    page = np.zeros((height, width), np.float32)
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    page[top : top + side, left : left + side] = ink
+    paper, dark = rng.uniform(0.75, 1), rng.uniform(0.05, 0.35)
+    page = paper + (dark - paper) * page
+    if shade:
+        page *= _slope(height, width, rng, rng.uniform(0.3, 0.6))
+    if noise:
+        page += rng.normal(0, NOISE, page.shape).astype(np.float32)
+    picture = _picture(page)
+    if jpeg:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        picture = Image.open(buffer)
+    return picture
+
+
+def _slope(height: int, width: int, rng: Rng, depth: float) -> Floats:
+    """Light that falls off across the page in a random direction, from 1 to 1 - depth."""
+    angle = rng.uniform(0, 2 * math.pi)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    way = np.cos(angle) * x + np.sin(angle) * y
+    light: Floats = (1 - depth * (way - way.min()) / np.ptp(way)).astype(np.float32)
+    return light
+
+
+def _picture(page: NDArray[np.floating]) -> Image.Image:
+    return Image.fromarray(np.rint(np.clip(page, 0, 1) * 255).astype(np.uint8))
+
+
+def round_trip(model: torch.nn.Module, images: Bytes, rng: Rng) -> None:
+    print(f"\nEMNIST images made into pictures: the prediction stays what it was ({len(images):,} images)")
+    before = predict(model, [Glyph("ok", image) for image in images])
+    kinds: dict[str, dict[str, bool]] = {
+        "clean": {},
+        "shaded": {"shade": True},
+        "noisy": {"noise": True},
+        f"JPEG quality {JPEG_QUALITY}": {"jpeg": True},
+        "all three": {"shade": True, "noise": True, "jpeg": True},
+    }
+    for name, how in kinds.items():
+        glyphs = [preprocess(make_picture(image, rng, **how)) for image in images]
+        refused = sum(glyph.status != "ok" for glyph in glyphs)
+        print(f"  {name:16}{share(predict(model, glyphs) == before)}; refused {refused}")
+
+
+# ---- What is not one character ----
+
+
+def blur_noise(rng: Rng, sigma: float, contrast: float = 0.2) -> Image.Image:
+    noise = ndimage.gaussian_filter(rng.normal(size=(PAGE, PAGE)), sigma)
+    return _picture((0.5 + contrast * noise / noise.std()).astype(np.float32))
+
+
+def clouds(rng: Rng) -> Image.Image:
+    """Noise whose power falls with the square of the frequency, as that of photographs of scenes does."""
+    y, x = np.meshgrid(np.fft.fftfreq(PAGE), np.fft.fftfreq(PAGE), indexing="ij")
+    spectrum = np.fft.fft2(rng.normal(size=(PAGE, PAGE))) / np.maximum(np.hypot(x, y), 1 / PAGE)
+    scene = np.fft.ifft2(spectrum).real
+    return _picture((0.5 + 0.2 * scene / scene.std()).astype(np.float32))
+
+
+def blank(rng: Rng) -> Image.Image:
+    page = rng.uniform(0.1, 1) * _slope(PAGE, PAGE, rng, rng.uniform(0, 0.6))
+    return _picture(page + rng.normal(0, rng.choice([0, 0.01, 0.03]), page.shape).astype(np.float32))
+
+
+def paper(rng: Rng) -> Image.Image:
+    grain = sum(ndimage.gaussian_filter(rng.normal(size=(PAGE, PAGE)), sigma) * sigma for sigma in (0.7, 2, 5))
+    return _picture((0.8 + 0.04 * grain) * _slope(PAGE, PAGE, rng, 0.3))
+
+
+def ruled(rng: Rng) -> Image.Image:
+    step, across = int(rng.integers(12, 60)), rng.random() < 0.5
+    page = np.full((PAGE, PAGE), rng.uniform(0.8, 1), np.float32)
+    for start in range(int(rng.integers(step)), PAGE, step):
+        page[start : start + int(rng.integers(1, 4))] -= 0.35
+    if across:
+        page = np.minimum(page, page.T)
+    return _picture(page * _slope(PAGE, PAGE, rng, 0.2))
+
+
+def checks(rng: Rng) -> Image.Image:
+    step = int(rng.integers(4, 64))
+    y, x = np.indices((PAGE, PAGE)) // step
+    return _picture((0.2 + 0.6 * ((x + y) % 2)).astype(np.float32))
+
+
+def stripes(rng: Rng) -> Image.Image:
+    angle, period = rng.uniform(0, math.pi), rng.uniform(6, 60)
+    y, x = np.indices((PAGE, PAGE))
+    wave = np.sin(2 * math.pi / period * (np.cos(angle) * x + np.sin(angle) * y))
+    return _picture((0.5 + 0.35 * (np.sign(wave) if rng.random() < 0.5 else wave)).astype(np.float32))
+
+
+def rings(rng: Rng) -> Image.Image:
+    """Light that falls off from one place, as under a lamp."""
+    y, x = np.indices((PAGE, PAGE)) - rng.uniform(0, PAGE, (2, 1, 1))
+    return _picture((0.9 - 0.6 * np.hypot(x, y) / PAGE).astype(np.float32))
+
+
+def word(rng: Rng, images: Bytes, gap: float) -> Image.Image:
+    """2 to 8 EMNIST characters side by side, as high as each other, `gap` of their height apart."""
+    letters = images[rng.choice(len(images), int(rng.integers(2, 9)), replace=False)]
+    high = int(rng.integers(24, 65))
+    tiles = []
+    for letter in letters:
+        rows, columns = (np.flatnonzero((letter > 127).any(axis)) for axis in (1, 0))
+        tile = Image.fromarray(letter[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        tiles.append(np.asarray(tile.resize((max(4, tile.width * high // tile.height), high)), np.float32) / 255)
+        tiles.append(np.zeros((high, max(1, round(gap * high))), np.float32))
+    line = np.concatenate(tiles[:-1], axis=1)
+    page = np.pad(line, [tuple(rng.integers(high // 4, 2 * high, 2)) for _ in range(2)])
+    return _picture(rng.uniform(0.8, 1) - 0.6 * page)
+
+
+def wrong_answers(images: Bytes, rng: Rng, count: int) -> None:
+    makers: dict[str, Callable[[], Image.Image]] = {
+        "white noise": lambda: blur_noise(rng, 0.01),
+        "noise of 2 pixels": lambda: blur_noise(rng, 2),
+        "noise of 8 pixels": lambda: blur_noise(rng, 8),
+        "noise of 32 pixels": lambda: blur_noise(rng, 32),
+        "clouds": lambda: clouds(rng),
+        "blank pages": lambda: blank(rng),
+        "paper": lambda: paper(rng),
+        "ruled paper": lambda: ruled(rng),
+        "checkerboards": lambda: checks(rng),
+        "stripes": lambda: stripes(rng),
+        "a lamp's light": lambda: rings(rng),
+        "words, gap 0.40": lambda: word(rng, images, 0.4),
+        "words, gap 0.15": lambda: word(rng, images, 0.15),
+        "words, gap 0.05": lambda: word(rng, images, 0.05),
+    }
+    print(f"\nNot one character ({count} pictures of each): answered all the same; refused as")
+    for name, make in makers.items():
+        found = [preprocess(make()).status for _ in range(count)]
+        answered = np.array([status == "ok" for status in found])
+        print(
+            f"  {name:20}{share(answered)}; no glyph {found.count('no_glyph')}, several {found.count('several_glyphs')}"
+        )
+
+
+# ---- Time ----
+
+
+def speed(data_dir: Path, images: Bytes) -> None:
+    print("\nPreprocessing of one decoded picture, median of 50")
+    cases: dict[str, list[Image.Image]] = {"28x28 in EMNIST's form": [Image.fromarray(image) for image in images[:50]]}
+    for kind in ("photos", "drawings"):
+        opened = [Image.open(path).convert("RGB") for path in files_of(data_dir, kind, 1)[::10][:50]]
+        cases[f"{kind}, {opened[0].width}x{opened[0].height} and alike"] = opened
+    for name, pictures in cases.items():
+        print(f"  {name:36}{np.median(list(_times(pictures))) * 1e3:8.3f} ms")
+
+
+def _times(pictures: list[Image.Image]) -> Iterator[float]:
+    for picture in pictures:
+        start = time.perf_counter()
+        preprocess(picture)
+        yield time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of a 47-class model")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with EMNIST/raw, photos and drawings")
+    parser.add_argument("--development", action="store_true", help="use the files at even places")
+    parser.add_argument("--images", type=int, default=1000, metavar="N", help="EMNIST test images for the round trip")
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each kind of non-character")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model, _, names = load_model(arguments.model)
+    path = arguments.data_dir / "EMNIST" / "raw" / "emnist-balanced-test-images-idx3-ubyte.gz"
+    images = read_idx(path, 3).transpose(1, 2).numpy()
+    rng = np.random.default_rng(arguments.seed)
+    images = images[rng.permutation(len(images))]
+    accuracy(model, names, arguments.data_dir, 0 if arguments.development else 1)
+    round_trip(model, images[: arguments.images], rng)
+    wrong_answers(images, rng, arguments.count)
+    speed(arguments.data_dir, images)
+
+
+if __name__ == "__main__":
+    main()
