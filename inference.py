@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     models = "outputs/best_model.pth, else pretrained/glyphs47.pth"
     how.add_argument("--model", type=Path, metavar="FILE", help=f"a checkpoint or an .onnx file (default: {models})")
     modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
-    how.add_argument("--preprocess", choices=PREPROCESSING, help=modes)
+    how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")
     uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
     how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         config.device,
         alphabet=arguments.alphabet,
         min_confidence=arguments.min_confidence,
-        mode=arguments.preprocess,
+        mode=arguments.mode,
         batch_size=config.batch_size,
     )
     images: list[tuple[str, Picture]] = [

@@ -14,9 +14,9 @@ from torch import nn
 from glyphs.errors import TrainingError
 from glyphs.runtime import Loader, autocast_dtype, fetch_steps
 
-SMOOTHING = 0.95  # weight of the past in the moving average of the loss
-DIVERGENCE = 4.0  # stop once the smoothed loss is this many times its lowest value
-MARGIN = 10  # steps ignored at the start, where the average still rests on a handful of batches
+RECENT = 5  # losses whose mean tells whether the sweep diverges
+DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
+SMOOTHING = 8  # steps on each side over which the curve is smoothed
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LRFinder:
         bfloat16 = autocast_dtype(device) is torch.bfloat16
         rates: list[float] = []
         losses: list[float] = []
-        average = 0.0
+        lowest = math.inf
         with self._everything_restored():
             self.model.train()
             for step, (images, labels) in enumerate(self._endless(loader, seed)):
@@ -80,12 +80,14 @@ class LRFinder:
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
-                average = SMOOTHING * average + (1 - SMOOTHING) * loss.item()
                 rates.append(rate)
-                losses.append(average / (1 - SMOOTHING ** (step + 1)))
-                if losses[-1] > DIVERGENCE * min(losses):
+                losses.append(loss.item())
+                recent = float(np.mean(losses[-RECENT:]))
+                lowest = min(lowest, recent)
+                if recent > DIVERGENCE * lowest:
                     break
-        return RangeTest(rates, losses, suggest(rates, losses))
+        smoothed = smooth(losses)
+        return RangeTest(rates, smoothed, suggest(rates, smoothed))
 
     @staticmethod
     def _endless(loader: Loader, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -113,16 +115,35 @@ class LRFinder:
             random.setstate(python_state)
 
 
+def smooth(losses: list[float]) -> list[float]:
+    """Average each loss with its neighbours on both sides, the near ones counting most.
+
+    A running average of the past, as is often used here, lags behind: over a sweep of eight decades in 150 steps, the
+    customary weight of 0.95 moves the steepest point to a rate ten times too high.
+    """
+    if not losses:
+        return []
+    window = np.hanning(2 * SMOOTHING + 3)[1:-1]
+    # Over the ends, the average is of those neighbours that there are.
+    sums, weights = (np.convolve(values, window)[SMOOTHING:-SMOOTHING] for values in (losses, np.ones(len(losses))))
+    smoothed: list[float] = (sums / weights).tolist()
+    return smoothed
+
+
 def suggest(learning_rates: list[float], losses: list[float]) -> float:
     """The learning rate at which the smoothed loss falls most steeply against the logarithm of the rate.
 
     Only what lies before the lowest loss counts: after it the curve climbs, and its noise would mislead.
+
+    Raises
+    ------
+    TrainingError : the loss never falls.
     """
     end = int(np.argmin(losses)) + 1 if losses else 0
-    if end < MARGIN + 2:
+    if end <= 2 * SMOOTHING:
         raise TrainingError(
-            f"the learning-rate finder saw the loss fall over only {end} steps; "
-            "check the data, or set --learning-rate by hand"
+            f"the learning-rate finder saw the loss fall over only {end} of {len(losses)} steps; "
+            "give it more data or larger batches, or set --learning-rate by hand"
         )
     slope = np.gradient(np.asarray(losses[:end]), np.log(learning_rates[:end]))
-    return learning_rates[MARGIN + int(np.argmin(slope[MARGIN:]))]
+    return learning_rates[int(np.argmin(slope))]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from glyphs.data import TensorLoader
 from glyphs.errors import TrainingError
-from glyphs.lr_finder import LRFinder, suggest
+from glyphs.lr_finder import LRFinder, smooth, suggest
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.runtime import Batch
 
@@ -101,7 +101,12 @@ def test_the_suggestion_is_the_steepest_point_of_a_known_curve() -> None:
     rates = np.logspace(-7, 1, 161)
     losses: Tensor = -torch.sigmoid(4 * (torch.from_numpy(np.log10(rates)) + 3))  # falls fastest at 1e-3
     rising = np.where(rates > 0.1, 5.0, 0.0)  # and blows up in the end
-    assert suggest(rates.tolist(), (losses.numpy() + rising).tolist()) == pytest.approx(1e-3, rel=0.15)
+    assert suggest(rates.tolist(), smooth((losses.numpy() + rising).tolist())) == pytest.approx(1e-3, rel=0.15)
+
+
+def test_smoothing_keeps_a_straight_line_where_it_is() -> None:
+    line = [3 - 0.1 * step for step in range(60)]
+    assert smooth(line)[10:-10] == pytest.approx(line[10:-10])
 
 
 def test_a_loss_that_never_falls_is_an_error() -> None:

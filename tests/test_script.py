@@ -22,12 +22,15 @@ from glyphs.checkpoint import load_checkpoint
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
 from glyphs.train import Trainer
+from tests.conftest import write_emnist
 from tests.test_train import all_state, assert_identical
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "enhanced_glyph_recognition.py"
 # A light network and few images, in small batches: many steps at which to be interrupted.
 QUICK = ["--dataset", "demo", "--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
+# Enough of both for the loss to fall within the finder's sweep.
+FINDABLE = ["--max-train-images", "2000", "--batch-size", "64"]
 
 
 def start(*arguments: str, preexec_fn: Callable[[], None] | None = None) -> subprocess.Popen[str]:
@@ -98,11 +101,11 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(whole: Path, tmp_p
 
 # Dies in the middle of its Nth save: half of the new file is written, nothing is renamed.
 DIE_IN_A_SAVE = """
-import os, signal, sys
+import os, signal, stat, sys
 saves = 0
 def fsync(descriptor):
     global saves
-    saves += 1
+    saves += stat.S_ISREG(os.fstat(descriptor).st_mode)
     if saves == int(sys.argv[1]):
         os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -112,9 +115,9 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("save", [15, 28])
+@pytest.mark.parametrize("save", [15, 60])  # in the first and in the second epoch
 def test_killed_in_the_middle_of_a_save_it_ends_with_the_same_weights(whole: Path, tmp_path: Path, save: int) -> None:
-    arguments = [*QUICK, "--skip-eval", "--checkpoint-every", "0.05", "--output-dir", str(tmp_path)]
+    arguments = [*QUICK, "--skip-eval", "--checkpoint-every", "0.001", "--output-dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", DIE_IN_A_SAVE, str(save), *arguments, "--epochs", "3"]
     killed = subprocess.run(command, env=environment, capture_output=True, timeout=600)
@@ -180,11 +183,12 @@ def test_evaluate_alone_needs_only_the_checkpoint(
     main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), "--device", "cpu"])
     assert capsys.readouterr().out.startswith("test accuracy")
     alone, after_training = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, whole))
-    assert alone == after_training
+    assert alone == pytest.approx(after_training, rel=1e-4)  # the number of threads moves the last digits
 
 
-def test_evaluate_refuses_data_of_other_classes(whole: Path, tmp_path: Path, emnist_digits: Path) -> None:
-    arguments = ["--dataset", "emnist", "--split", "digits", "--data-dir", str(emnist_digits)]
+def test_evaluate_refuses_data_of_other_classes(whole: Path, tmp_path: Path) -> None:
+    write_emnist(tmp_path / "data", "digits")
+    arguments = ["--dataset", "emnist", "--split", "digits", "--data-dir", str(tmp_path / "data")]
     with pytest.raises(CheckpointError, match=r"best_model\.pth knows 47 classes .* 10 others"):
         main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), *arguments])
 
@@ -196,9 +200,9 @@ def test_the_learning_rate_finder_is_asked_for_and_rejected_without_a_trace(
         def isatty(self) -> bool:
             return True
 
-    quick(tmp_path / "plain", "--skip-eval")
+    quick(tmp_path / "plain", "--skip-eval", *FINDABLE)
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
-    quick(tmp_path / "rejected", "--skip-eval", "--lr-finder")
+    quick(tmp_path / "rejected", "--skip-eval", "--lr-finder", *FINDABLE)
     assert "rejected: training with 0.001" in capsys.readouterr().err
     Image.open(tmp_path / "rejected" / "lr_finder.png").verify()
     assert_identical(all_state(tmp_path / "rejected"), all_state(tmp_path / "plain"))
@@ -209,7 +213,7 @@ def test_without_a_terminal_the_suggestion_is_taken_and_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    quick(tmp_path, "--skip-eval", *arguments)
+    quick(tmp_path, "--skip-eval", *FINDABLE, *arguments)
     said = re.search(r"accepted without asking: training with (\S+)", capsys.readouterr().err)
     assert said
     used = load_checkpoint(tmp_path / "best_model.pth")["config"]["learning_rate"]
