@@ -22,7 +22,7 @@ from glyphs.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from glyphs.data import DataLoaders
+    from glyphs.data import DataLoaders, TensorLoader
     from glyphs.model import EnhancedGlyphCNN
 
 # `from enhanced_glyph_recognition import Trainer` and the like, each imported when it is first asked for (PEP 562).
@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     config = Config.from_dict(given)
 
     from glyphs.checkpoint import load_checkpoint
+    from glyphs.data import get_test_loader
     from glyphs.files import claim_folder
     from glyphs.runtime import (
         choose_device,
@@ -126,29 +127,42 @@ def main(argv: list[str] | None = None) -> None:
     from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT
 
     limit_threads()
-    checkpoint = None
-    if arguments.resume is not None:
-        path = Path(arguments.resume or Path(config.output_dir) / LATEST_CHECKPOINT)
-        checkpoint = load_checkpoint(path)
-        config = Config.from_dict(checkpoint["config"]).resumed_with({"output_dir": str(path.parent)} | given)
-    use_deterministic_algorithms(config.deterministic)
-    device = choose_device(config.device)
     output_dir = Path(config.output_dir)
-    with claim_folder(output_dir), explain_out_of_memory(config.batch_size):
-        if arguments.evaluate:
-            evaluate(Path(arguments.evaluate), given, device, output_dir)
-            return
-        if checkpoint is None and not arguments.overwrite:
+    if arguments.resume:
+        output_dir = Path(arguments.resume).parent
+        if "output_dir" in given and Path(config.output_dir).resolve() != output_dir.resolve():
+            raise ConfigError(f"--output-dir {config.output_dir}: a resumed run stays in {output_dir}; leave it out")
+    if arguments.resume is not None:
+        resume_from = Path(arguments.resume or output_dir / LATEST_CHECKPOINT)
+        if not resume_from.exists():  # else its folder would be made, to lock it
+            raise CheckpointError(f"{resume_from}: there is no such checkpoint; check the path, or start a run")
+    # Locked before it is read: another process may be about to write it.
+    with claim_folder(output_dir):
+        checkpoint = None
+        if arguments.resume is not None:
+            checkpoint = load_checkpoint(resume_from)
+            config = Config.from_dict(checkpoint["config"]).resumed_with(given | {"output_dir": str(output_dir)})
+        elif not (arguments.overwrite or arguments.evaluate):
             refuse_unfinished(output_dir / LATEST_CHECKPOINT)
-        config = train(arguments, config, checkpoint, device)
-        if not arguments.skip_eval:
-            evaluate(output_dir / BEST_MODEL, config.to_dict(), device, output_dir)
+        use_deterministic_algorithms(config.deterministic)
+        device = choose_device(config.device)
+        with explain_out_of_memory(config.batch_size):
+            if arguments.evaluate:
+                path = Path(arguments.evaluate)
+                config = evaluation_config(path, given)
+                test, class_names = get_test_loader(config, device)
+            else:
+                path = output_dir / BEST_MODEL
+                config, data = train(arguments, config, checkpoint, device)
+                test, class_names = data.test, data.class_names
+            if not arguments.skip_eval:
+                evaluate(path, test, class_names, config, device)
 
 
 def train(
     arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: "torch.device"
-) -> Config:
-    """Train a new model, or go on from a checkpoint; return the settings that the run ended with."""
+) -> "tuple[Config, DataLoaders]":
+    """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
     from glyphs.data import get_data_loaders
     from glyphs.model import EnhancedGlyphCNN
     from glyphs.runtime import address, describe_device, seed_everything
@@ -166,10 +180,10 @@ def train(
         f"test images of {len(data.class_names)} classes"
     )
     output_dir = Path(config.output_dir)
+    if arguments.lr_finder:
+        config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
     if checkpoint is None:
-        clear_reports(output_dir)
-        if arguments.lr_finder:
-            config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
+        clear_reports(output_dir, keep="lr_finder.png" if arguments.lr_finder else None)
     trainer = Trainer(model, data.train, data.val, config, data.class_names)
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -179,30 +193,34 @@ def train(
         from glyphs.plots import plot_training_history
 
         plot_training_history(history, output_dir / "training_history.png")
-    return config
+    return config, data
 
 
 def refuse_unfinished(latest: Path) -> None:
     """Raise ConfigError if there is a checkpoint, of a run that could go on."""
     from glyphs.checkpoint import load_checkpoint
+    from glyphs.train import is_finished
 
     if not latest.exists():
         return
-    checkpoint = load_checkpoint(latest)
-    epoch, epochs = checkpoint["training"]["epoch"], checkpoint["config"]["num_epochs"]
-    patience = checkpoint["config"]["early_stopping_patience"]
-    if epoch < epochs and checkpoint["training"]["early_stopping"]["epochs_without_gain"] < patience:
+    try:
+        checkpoint = load_checkpoint(latest)
+        epoch, epochs = checkpoint["training"]["epoch"], checkpoint["config"]["num_epochs"]
+    except (CheckpointError, KeyError):
+        raise ConfigError(f"{latest}: cannot be read as a checkpoint; --overwrite starts anew") from None
+    if not is_finished(checkpoint):
         raise ConfigError(
             f"{latest.parent} holds an unfinished run ({epoch} of {epochs} epochs done): --resume goes on with it, "
             "--overwrite replaces it, another --output-dir keeps both"
         )
 
 
-def clear_reports(output_dir: Path) -> None:
+def clear_reports(output_dir: Path, keep: str | None) -> None:
     """Remove what an earlier run left, so that nobody takes its reports for those of the new one."""
     from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT
 
-    found = [path for name in (LATEST_CHECKPOINT, BEST_MODEL, *REPORTS) if (path := output_dir / name).exists()]
+    names = [name for name in (LATEST_CHECKPOINT, BEST_MODEL, *REPORTS) if name != keep]
+    found = [path for name in names if (path := output_dir / name).exists()]
     if found:
         say(f"the new run replaces the one in {output_dir}")
     for path in found:
@@ -224,24 +242,31 @@ def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: C
         say(f"accepted without asking: training with {found.suggestion:.2g}")
         return dataclasses.replace(config, learning_rate=found.suggestion)
     print("accept it? [Y/n] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() in ("n", "no"):
+    if sys.stdin.readline().lower() not in ("\n", "y\n", "yes\n"):  # the end of the input is no yes
         say(f"rejected: training with {config.learning_rate:.2g}")
         return config
     say(f"accepted: training with {found.suggestion:.2g}")
     return dataclasses.replace(config, learning_rate=found.suggestion)
 
 
-def evaluate(path: Path, settings: dict[str, Any], device: "torch.device", output_dir: Path) -> None:
-    """Measure a checkpoint on the test images of its own data set, or of the one that the settings name."""
+def evaluation_config(path: Path, given: dict[str, Any]) -> Config:
+    """The settings to evaluate a checkpoint with: those of its own data set, unless others are given."""
     from glyphs.checkpoint import load_model
-    from glyphs.data import get_test_loader
-    from glyphs.evaluate import Evaluator, write_reports
 
-    model, trained_with, class_names = load_model(path)
+    trained_with = load_model(path)[1]
     # The seed too: it decides which pictures of a folder were held out.
     same = {name: getattr(trained_with, name) for name in ("dataset", "emnist_split", "preprocess", "seed")}
-    config = Config.from_dict(same | settings)
-    loader, data_classes = get_test_loader(config, device)
+    return Config.from_dict(same | given)
+
+
+def evaluate(
+    path: Path, loader: "TensorLoader", data_classes: list[str], config: Config, device: "torch.device"
+) -> None:
+    """Measure a checkpoint on the test images, and write the reports into the output folder."""
+    from glyphs.checkpoint import load_model
+    from glyphs.evaluate import Evaluator, write_reports
+
+    model, _, class_names = load_model(path)
     if class_names != data_classes:
         raise CheckpointError(
             f"{path} knows {len(class_names)} classes ({class_names[0]} to {class_names[-1]}), the data has "
@@ -249,13 +274,13 @@ def evaluate(path: Path, settings: dict[str, Any], device: "torch.device", outpu
         )
     split = config.emnist_split if config.dataset == "emnist" else config.dataset
     evaluation = Evaluator(model.to(device), class_names).evaluate(loader)
-    metrics = write_reports(evaluation, output_dir, split=split, checkpoint=str(path))
+    metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
         f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, loss {metrics['loss']:.3f}, "
         f"calibration error {metrics['ece']:.3f})"
     )
-    say(f"reports and plots are in {output_dir}")
+    say(f"reports and plots are in {config.output_dir}")
 
 
 def say(text: str) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from glyphs.cli import add_settings, given_settings, one_line, run
 from glyphs.config import PREPROCESSING, Config
-from glyphs.errors import CheckpointError, PictureError
+from glyphs.errors import CheckpointError, GlyphError, PictureError
 
 if TYPE_CHECKING:
     from glyphs.predict import GlyphPredictor, Picture
@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         rows = open_terminal(arguments.top_k) if sys.stdout.isatty() else open_pipe()
 
-    from glyphs.predict import GlyphPredictor, PictureFolder
+    from glyphs.pictures import PictureFolder
+    from glyphs.predict import GlyphPredictor
 
     predictor = GlyphPredictor(
         arguments.model or default_model(),
@@ -115,11 +116,11 @@ def main(argv: list[str] | None = None) -> int:
     ]
     folder = PictureFolder(arguments.batch) if arguments.batch else None
     with rows as results:
-        predict(predictor, folder or images, arguments, results)
+        failed = predict(predictor, folder or images, arguments, results)
         sys.stdout.flush()  # here, where a reader who has gone is no error
     if folder or arguments.output:
         say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
-    if arguments.visualize and not results.counts["failed"]:
+    if arguments.visualize and not failed:
         predictor.visualize(images[0][1], arguments.visualize, arguments.top_k)
         show(arguments.visualize)
     return SOME_FAILED if results.counts["failed"] else 0
@@ -130,6 +131,8 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     if arguments.visualize:
         if arguments.batch or len(arguments.image) > 1:
             parser.error("--visualize draws one picture: give one --image")
+        if arguments.visualize.suffix.lower() != ".png":
+            parser.error(f"--visualize writes PNG files: let {arguments.visualize} end in .png")
         picture = Path(arguments.image[0])
         if picture.exists() and arguments.visualize.exists() and arguments.visualize.samefile(picture):
             parser.error(f"--visualize would replace the picture {arguments.visualize}")
@@ -153,8 +156,8 @@ def predict(
     pictures: "Iterable[tuple[str, Picture | PictureError]]",
     arguments: argparse.Namespace,
     results: "ResultFile",
-) -> None:
-    """Write a row for each picture that has none yet, and complain about those that cannot be read."""
+) -> int:
+    """Write a row for each picture that has none yet; complain about those that cannot be read, and count them."""
     from glyphs.predict import relative_names, save_pixels
 
     todo = ((name, picture) for name, picture in pictures if results.lacks(name))
@@ -169,14 +172,20 @@ def predict(
         predictions = tqdm(predictions, total=total, initial=len(results.done), unit=" pictures", delay=1)
         complain = functools.partial(tqdm.write, file=sys.stderr)
     targets = relative_names(arguments.image or ())
+    failed = 0
     for prediction, pixels in predictions:
+        failed += prediction.status == "failed"
         results.write(prediction)
         results.counts[prediction.status] += 1
         if prediction.error:
             complain(one_line(prediction.error))
         if arguments.save_preprocessed and pixels is not None:
             name = str(prediction.file)
-            save_pixels(pixels, arguments.save_preprocessed / f"{targets.get(name, name)}.png")
+            try:
+                save_pixels(pixels, arguments.save_preprocessed / f"{targets.get(name, name)}.png")
+            except GlyphError as error:  # a name that is too long with its new suffix, for one
+                complain(one_line(str(error)))
+    return failed
 
 
 def show(path: Path) -> None:

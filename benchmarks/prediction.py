@@ -23,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.throughput import best_matrix_product
+from glyphs.cpus import usable_cpus
 from glyphs.demo import render_demo
-from glyphs.predict import GlyphPredictor, PictureFolder, save_pixels, usable_cpus
+from glyphs.pictures import PictureFolder
+from glyphs.predict import GlyphPredictor, save_pixels
 from glyphs.preprocess import preprocess
 from glyphs.results import open_results
 

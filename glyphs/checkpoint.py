@@ -9,6 +9,7 @@ import dataclasses
 import io
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+        raise CheckpointError(f"{path}: there is no such checkpoint; check the path, or train one") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    # torch.save stores; what is compressed could claim any amount of memory.
+    if zipfile.is_zipfile(file) and any(entry.compress_type for entry in zipfile.ZipFile(file).infolist()):
+        raise CheckpointError(f"{path}: is not a checkpoint of this project (it is compressed); train one, or get one")
+    file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign files, which are refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:
         # torch.load raises whatever the damage happens to trigger, and advises to load without weights_only.
-        raise CheckpointError(f"{path}: is not a checkpoint of this project, or is damaged") from None
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of this project, or is damaged; train one, or copy it again"
+        ) from None
     expected = {"format": int, "model": dict, "config": dict, "class_names": list, "metrics": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(k), t) for k, t in expected.items()):
-        raise CheckpointError(f"{path}: is not a checkpoint of this project")
+        raise CheckpointError(f"{path}: is not a checkpoint of this project; name one that its training wrote")
     if content["format"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: has format version {content['format']}, this program reads {FORMAT_VERSION}; "
@@ -104,7 +111,9 @@ def build_model(content: Mapping[str, Any], path: Path) -> tuple[EnhancedGlyphCN
     try:
         model.load_state_dict(clean_state_dict(content["model"]))
     except (RuntimeError, AttributeError, TypeError):
-        raise CheckpointError(f"{path}: its weights do not fit the architecture that it declares") from None
+        raise CheckpointError(
+            f"{path}: its weights do not fit the architecture that it declares; it is damaged, copy it again"
+        ) from None
     return model.eval(), config
 
 

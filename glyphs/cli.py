@@ -1,4 +1,4 @@
-"""What the three scripts share: settings as flags, and errors and signals as exit statuses."""
+"""What the scripts share: settings as flags, and errors and signals as exit statuses."""
 
 import argparse
 import dataclasses
@@ -71,6 +71,9 @@ def run(main: Callable[[], int | None]) -> int:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - it stays open
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, interrupt)
@@ -80,6 +83,11 @@ def run(main: Callable[[], int | None]) -> int:
         return status
     except GlyphError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("glyphs"):
+            raise
+        print(f"error: the package {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
         return USER_ERROR
     except Interrupted as interruption:
         print(f"stopped by {interruption}", file=sys.stderr)

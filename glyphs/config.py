@@ -112,7 +112,9 @@ class Config:
     )
     label_smoothing: float = setting(0.1, "share of the target spread over all classes", check=FRACTION)
     warmup_epochs: float = setting(1.0, "epochs over which the cosine schedule warms up", check=NOT_NEGATIVE)
-    seed: int = setting(42, "every random choice follows from it", check=NOT_NEGATIVE)
+    seed: int = setting(
+        42, "every random choice follows from it, the validation part of the data included", check=NOT_NEGATIVE
+    )
     deterministic: bool = setting(False, "on CUDA, the same bits every run, more slowly (CPU runs always are)")
     device: str = setting("auto", "auto takes CUDA where there is one", choices=DEVICES, may_change=True)
     output_dir: str = setting("outputs", "folder for checkpoints, plots and reports", may_change=True)

@@ -1,7 +1,7 @@
-"""EMNIST and the demo set as tensors in memory, and the batches that training and evaluation draw from them.
+"""EMNIST, folders of pictures and the demo set, and the batches that training and evaluation draw from them.
 
-EMNIST is 88 MB: indexing a tensor that already lies on the device beats a DataLoader with worker processes and
-per-image transforms by one to two orders of magnitude, so the built-in loaders do that.  Trainer, LRFinder and
+The Balanced images are 88 MB: they lie on the device as one tensor, and a batch is gathered from it by index, instead
+of being made by worker processes image by image.  Trainer, LRFinder and
 Evaluator ask only for a sized iterable of `(images, labels)`, so a torch DataLoader over your own Dataset works too.
 
 A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white ink on black, upright; labels int64
@@ -30,7 +30,7 @@ from glyphs.idx import read_idx
 from glyphs.runtime import address
 
 Part = Literal["train", "test"]
-TEST_SHARE = 0.2  # of a folder of pictures that has no test part of its own
+CHECKSUM_ROWS = 65536  # images read at a time, since there may be more than memory holds
 
 # Lower-case letters that Balanced and ByMerge count as their capitals (arXiv 1702.05373, section II-E).
 MERGED = set("cijklmopsuvwxyz")
@@ -111,8 +111,9 @@ class TensorLoader:
     def fingerprint(self) -> int:
         """A checksum of the images and labels, to tell whether a resumed run sees the data it began with."""
         checksum = 0
-        for tensor in (self.images, self.labels, self.index):
-            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, checksum)
+        for rows in torch.split(self.index.to(self.images.device), CHECKSUM_ROWS):
+            for tensor in (self.images[rows], self.labels[rows]):
+                checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, checksum)
         return checksum
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -161,13 +162,17 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
     DataError : naming the file, where one is missing and cannot be downloaded, is damaged, or is inconsistent.
     """
     config = config if isinstance(config, Config) else Config.from_dict(config)
-    images, labels, index, class_names = load_part(config, "train", device)
+    if config.dataset == "folder":
+        training, test = load_folder_sets(config)
+    else:
+        training, test = load_set(config, "train", device), load_set(config, "test", device)
+    images, labels, chosen, class_names = training
     if config.max_train_images is not None:
-        index, _ = stratified_split(labels, index, config.max_train_images, config.seed)
-    held_out, rest = stratified_split(labels, index, round(config.val_split * len(index)), config.seed)
+        chosen, _ = stratified_split(labels, chosen, config.max_train_images, config.seed)
+    held_out, rest = stratified_split(labels, chosen, round(config.val_split * len(chosen)), config.seed)
     if len(held_out) == 0 or len(rest) == 0:
         raise ConfigError(
-            f"{len(index)} training images leave none for training or none for validation at val_split "
+            f"{len(chosen)} training images leave none for training or none for validation at val_split "
             f"{config.val_split}; use more images"
         )
     augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
@@ -181,7 +186,7 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
         device=device,
     )
     val = TensorLoader(images, labels, config.batch_size, index=held_out, device=device)
-    return DataLoaders(train, val, get_test_loader(config, device)[0], class_names)
+    return DataLoaders(train, val, make_test_loader(test, config, device), class_names)
 
 
 def get_test_loader(
@@ -189,8 +194,8 @@ def get_test_loader(
 ) -> tuple[TensorLoader, list[str]]:
     """Load only the test part: its loader and the class names.  Raises as `get_data_loaders` does."""
     config = config if isinstance(config, Config) else Config.from_dict(config)
-    images, labels, index, class_names = load_part(config, "test", device)
-    return TensorLoader(images, labels, config.batch_size, index=index, device=device), class_names
+    test = load_folder_sets(config)[1] if config.dataset == "folder" else load_set(config, "test", device)
+    return make_test_loader(test, config, device), test.class_names
 
 
 class GlyphSet(NamedTuple):
@@ -202,10 +207,12 @@ class GlyphSet(NamedTuple):
     class_names: list[str]
 
 
-def load_part(config: Config, part: Part, device: torch.device | str) -> GlyphSet:
-    """Load one part of the configured data set: on the device, but a folder's pictures stay where they are mapped."""
-    if config.dataset == "folder":
-        return load_folder_part(config, part)
+def make_test_loader(test: GlyphSet, config: Config, device: torch.device | str) -> TensorLoader:
+    return TensorLoader(test.images, test.labels, config.batch_size, index=test.chosen, device=device)
+
+
+def load_set(config: Config, part: Part, device: torch.device | str) -> GlyphSet:
+    """Load one part of EMNIST or of the demo set onto the device."""
     if config.dataset == "demo":
         images, labels = render_demo(part)
         class_names = list(DEMO_CLASSES)
@@ -215,46 +222,34 @@ def load_part(config: Config, part: Part, device: torch.device | str) -> GlyphSe
     return GlyphSet(images.to(device), labels.to(device), torch.arange(len(labels)), class_names)
 
 
-def load_folder_part(config: Config, part: Part) -> GlyphSet:
-    """Load one part of a folder of pictures; where it has no test part, a fifth of each class is held out."""
-    # Here, since torchvision and SciPy take a second to import.
+def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet]:
+    """Train and test part of a folder of pictures.  They stay mapped from disk: they may be larger than memory."""
+    # Here, since SciPy takes half a second to import.
     from glyphs.folder import load_folders
     from glyphs.preprocess import Mode
 
     cache_dir = Path(config.output_dir) / "pictures"
-    images, train, test = load_folders(Path(config.data_dir), cache_dir, cast(Mode, config.preprocess))
-    labels = torch.full((len(images),), -1)
-    labels[train.places] = train.labels
-    if test is not None:
-        labels[test.places] = test.labels
-        return GlyphSet(images, labels, (train if part == "train" else test).places, train.class_names)
-    held_out, rest = stratified_split(labels, train.places, round(TEST_SHARE * len(train.places)), config.seed)
-    if part == "test":
-        return GlyphSet(images, labels, held_out, train.class_names)
-    print(
-        f"note: {config.data_dir} has no train and test folders: {len(held_out):,} of {len(train.places):,} pictures "
-        f"are held out for the test",
-        file=sys.stderr,
-    )
-    return GlyphSet(images, labels, rest, train.class_names)
+    data = load_folders(Path(config.data_dir), cache_dir, cast(Mode, config.preprocess), config.seed)
+    train, test = (GlyphSet(data.images, data.labels, part, data.class_names) for part in (data.train, data.test))
+    return train, test
 
 
 def stratified_split(labels: Tensor, index: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` entries of the index at random, each class in proportion; return them and the others, sorted.
+    """Draw `count` entries of the index at random, each class in proportion; return them and the others, in order.
 
     Every entry gets a place between 0 and 1 within its class, evenly spaced in random order; the `count` lowest
     places are drawn.  A class of one or two is never drawn from while `count` is below a quarter of all.
     """
     generator = torch.Generator().manual_seed(address(seed, "split"))
-    shuffled = index[torch.randperm(len(index), generator=generator)]
-    classes = labels.cpu()[shuffled]
+    shuffled = torch.randperm(len(index), generator=generator)
+    classes = labels.cpu()[index[shuffled]]
     order = classes.argsort(stable=True)
     shuffled, classes = shuffled[order], classes[order]
     sizes = torch.bincount(classes)
     starts = sizes.cumsum(0) - sizes
     place = (torch.arange(len(index)) - starts[classes] + 0.5) / sizes[classes]
     drawn = shuffled[place.argsort(stable=True)]
-    return drawn[:count].sort().values, drawn[count:].sort().values
+    return index[drawn[:count].sort().values], index[drawn[count:].sort().values]
 
 
 def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]:
@@ -268,9 +263,14 @@ def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]
     images_path, labels_path = find_emnist(data_dir, split, part) or download_emnist(data_dir, split, part)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1).long()
     if len(images) != len(labels):
-        raise DataError(f"{images_path} holds {len(images):,} images, but {labels_path.name} {len(labels):,} labels")
+        raise DataError(
+            f"{images_path} holds {len(images):,} images, but {labels_path.name} {len(labels):,} labels; "
+            "fetch both again"
+        )
     if images.shape[1:] != (28, 28):
-        raise DataError(f"{images_path}: images are {images.shape[1]}x{images.shape[2]} pixels, expected 28x28")
+        raise DataError(
+            f"{images_path}: images are {images.shape[1]}x{images.shape[2]} pixels, expected 28x28; fetch it again"
+        )
     if split == "letters":
         labels -= 1
     names = CLASS_NAMES[split]
@@ -278,10 +278,12 @@ def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]
     if outside.any():
         at = int(outside.nonzero()[0])
         stored = int(labels[at]) + (split == "letters")
-        raise DataError(f"{labels_path}: label {stored} at position {at} is out of range for {len(names)} classes")
+        raise DataError(
+            f"{labels_path}: label {stored} at position {at} is out of range for {len(names)} classes; fetch it again"
+        )
     empty = (torch.bincount(labels, minlength=len(names)) == 0).nonzero().flatten().tolist()
     if empty:
-        raise DataError(f"{labels_path}: no image of class {', '.join(names[i] for i in empty)}")
+        raise DataError(f"{labels_path}: no image of class {', '.join(names[i] for i in empty)}; fetch it again")
     official = OFFICIAL_COUNTS[split][part == "test"]
     if len(labels) != official:
         print(

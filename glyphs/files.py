@@ -58,6 +58,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def explain_write_error(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal into a GlyphError that names the path."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GlyphError(f"{path}: cannot be written ({error.strerror}); check the folder and its space") from None
+
+
+@contextlib.contextmanager
 def claim_folder(folder: Path) -> Iterator[None]:
     """Make the folder where it is missing, and keep other processes that claim it out while the context lasts.
 

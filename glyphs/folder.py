@@ -6,6 +6,7 @@ ever grow by whole entries, pixels first, so a build that was interrupted goes o
 size or time changed is looked at again.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -17,79 +18,130 @@ import joblib
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from glyphs.cpus import usable_cpus
 from glyphs.errors import DataError, PictureError
-from glyphs.files import replace_file, valid_utf8
-from glyphs.preprocess import SIDE, VERSION, Glyph, Mode, has_picture_suffix, preprocess
+from glyphs.files import explain_write_error, replace_file, valid_utf8
+from glyphs.pictures import PictureFolder
+from glyphs.preprocess import SIDE, VERSION, Glyph, Mode, preprocess
+from glyphs.runtime import address
 
 IMAGE_BYTES = SIDE * SIDE
 PIXELS = "glyphs.u8"
 INDEX = "index.jsonl"
 SKIPPED = "skipped.txt"
 FLUSH_EVERY = 1000  # pictures between two times that the index catches up with the pixels on disk
-Key = tuple[str, int, int]  # path below the data folder, size in bytes, time of the last change in nanoseconds
+TEST_SHARE = 0.2  # of each class, where there is no test folder
 
 
-class Pictures(NamedTuple):
-    """The pictures of one folder of classes: places in the store, and labels, one for each that could be used."""
+class Key(NamedTuple):
+    """What tells a picture from what it was before."""
 
-    places: Tensor  # int64 [N]
-    labels: Tensor  # int64 [N]
+    name: str  # path below the data folder
+    size: int  # bytes
+    time: int  # of the last change, in nanoseconds
+
+
+class Picture(NamedTuple):
+    path: str
+    key: Key
+    label: int
+
+
+class FolderData(NamedTuple):
+    """A folder data set: the images of all parts, and which of them belong to each, in the order of their names."""
+
+    images: Tensor  # uint8 [M, 1, 28, 28], mapped from the cache
+    labels: Tensor  # int64 [M]; -1 for an image that no picture has any more
+    train: Tensor  # int64 [N], places of images
+    test: Tensor  # int64 [T]
     class_names: list[str]
 
 
-def load_folders(data_dir: Path, cache_dir: Path, mode: Mode) -> tuple[Tensor, Pictures, Pictures | None]:
-    """Prepare every picture that the cache does not have yet.
+def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> FolderData:
+    """Load a folder of pictures, preparing those that the cache does not have yet.
 
     Parameters
     ----------
-    data_dir : a folder for each class; or `train` and `test` with these in them.
+    data_dir : a folder for each class; or `train` and, perhaps, `test` with these in them.  Without a test part, a
+        fifth of each class is held out; which pictures follows from the seed and their names.
     cache_dir : made where it is missing.
-
-    Returns
-    -------
-    images : uint8 [M, 1, 28, 28], mapped from the cache.
-    train, test : which of them belong to each part; test is None where the data has no such part.
 
     Raises
     ------
     DataError : naming the folder, where there are no classes, one has no usable picture, or those of train and test
         differ.
+    GlyphError : the cache cannot be written.
     """
-    parted = (data_dir / "train").is_dir()
-    roots = [data_dir / part for part in ("train", "test") if (data_dir / part).is_dir()] if parted else [data_dir]
-    folders = [list_pictures(root) for root in roots]
-    store = Store(cache_dir, data_dir, mode)
-    store.add([Path(path) for folder in folders for path, _ in folder.samples])
-    train = use_pictures(folders[0], store)
-    empty = torch.bincount(train.labels, minlength=len(train.class_names)) == 0
-    if empty.any():
-        name = train.class_names[int(empty.nonzero()[0])]
-        raise DataError(f"{roots[0] / name}: holds no usable picture; add some, or remove the folder")
-    test = use_pictures(folders[1], store) if len(folders) == 2 else None
-    if test is not None and test.class_names != train.class_names:
-        odd = sorted(set(test.class_names) ^ set(train.class_names))[0]
+    roots = [data_dir]
+    training = data_dir / "train"
+    if training.is_dir() and any(entry.is_dir() for entry in scan(training)):  # else it is a class of that name
+        roots = [training, *([data_dir / "test"] if (data_dir / "test").is_dir() else [])]
+    folders = [list_pictures(root, data_dir) for root in roots]
+    names = folders[0][0]
+    if len(folders) == 2 and folders[1][0] != names:
+        odd = sorted(set(folders[1][0]) ^ set(names))[0]
         raise DataError(f"{data_dir}: the class {odd} is in only one of train and test; give both the same folders")
-    return store.images(), train, test
+    store = Store(cache_dir, data_dir, mode)
+    store.add([picture for _, pictures in folders for picture in pictures])
+    usable = [[p for p in pictures if store.places[p.key] is not None] for _, pictures in folders]
+    empty = sorted(set(range(len(names))) - {picture.label for picture in usable[0]})
+    if empty:
+        raise DataError(f"{roots[0] / names[empty[0]]}: holds no usable picture; add some, or remove the folder")
+    if len(usable) == 1:
+        usable = hold_out(usable[0], seed)
+        print(
+            f"note: {data_dir} has no test folder: {len(usable[1]):,} of {sum(map(len, usable)):,} pictures are held "
+            "out for the test",
+            file=sys.stderr,
+        )
+    labels = torch.full((store.count,), -1)
+    parts = [torch.tensor([store.places[p.key] for p in pictures], dtype=torch.int64) for pictures in usable]
+    for places, pictures in zip(parts, usable, strict=True):
+        labels[places] = torch.tensor([p.label for p in pictures], dtype=torch.int64)
+    return FolderData(store.images(), labels, parts[0], parts[1], [valid_utf8(name) for name in names])
 
 
-def list_pictures(root: Path) -> ImageFolder:
+def list_pictures(root: Path, data_dir: Path) -> tuple[list[str], list[Picture]]:
+    """The class folders in a folder, sorted, and the pictures in each of them, in the order of their names."""
+    names = sorted(entry.name for entry in scan(root) if entry.is_dir())
+    if not names:
+        raise DataError(f"{root}: has no folders in it; give it one for each class, with pictures in each")
+    pictures = []
+    for label, name in enumerate(names):
+        for inside, path in PictureFolder(root / name):
+            relative = os.path.relpath(root / name / inside, data_dir)
+            key = Key(relative, 0, 0)  # of what cannot be read: preparing it will say why
+            if isinstance(path, str):
+                with contextlib.suppress(OSError):
+                    status = os.stat(path)  # noqa: PTH116 - a million Path objects are slow
+                    key = Key(relative, status.st_size, status.st_mtime_ns)
+            pictures.append(Picture(str(root / name / inside), key, label))
+    return names, pictures
+
+
+def scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        return ImageFolder(str(root), is_valid_file=has_picture_suffix, allow_empty=True)
-    except FileNotFoundError:
-        raise DataError(f"{root}: has no folders in it; give it one for each class, with pictures in each") from None
+        with os.scandir(folder) as entries:
+            return list(entries)
     except OSError as error:
-        raise DataError(f"{root}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); name a folder of pictures") from None
 
 
-def use_pictures(folder: ImageFolder, store: "Store") -> Pictures:
-    """Look up the pictures of a folder, and leave out those that could not be used."""
-    found = [(store.place(Path(path)), label) for path, label in folder.samples]
-    usable = [(place, label) for place, label in found if place is not None]
-    table = torch.tensor(usable, dtype=torch.int64).reshape(-1, 2)
-    return Pictures(table[:, 0].contiguous(), table[:, 1].contiguous(), [valid_utf8(name) for name in folder.classes])
+def hold_out(pictures: list[Picture], seed: int) -> list[list[Picture]]:
+    """Divide each class into train and test.
+
+    A picture's place follows from its own name, so that pictures that are added later hardly move the others.
+    """
+    classes: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        classes.setdefault(picture.label, []).append(picture)
+    held_out: set[Key] = set()
+    for members in classes.values():
+        members.sort(key=lambda picture: address(seed, "test", os.fsencode(picture.key.name).hex()))
+        held_out |= {picture.key for picture in members[: round(TEST_SHARE * len(members))]}
+    return [[p for p in pictures if p.key not in held_out], [p for p in pictures if p.key in held_out]]
 
 
 class Store:
@@ -98,59 +150,47 @@ class Store:
     Parameters
     ----------
     folder : where the cache lies.
-    root : the pictures' paths are kept relative to it.
+    root : the pictures' names are relative to it.
     mode : how to prepare them; a cache made in another mode, of another folder or by other code is made anew.
     """
 
     def __init__(self, folder: Path, root: Path, mode: Mode) -> None:
         self.folder = folder
-        self.root = root
         self.mode = mode
-        self.places: dict[Key, int | None] = {}
+        self.places: dict[Key, int | None] = {}  # None for a picture that cannot be used
         self.problems: dict[Key, str] = {}
         self.count = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        head = {"version": VERSION, "mode": mode, "root": str(root.resolve())}
-        self._read_index(head)
+        with explain_write_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._read_index({"version": VERSION, "mode": mode, "root": os.path.realpath(root)})
 
-    def add(self, paths: list[Path]) -> None:
+    def add(self, pictures: list[Picture]) -> None:
         """Prepare those pictures that are not in the store, as many at a time as there are cores."""
-        new = [path for path in paths if self._key(path) not in self.places]
+        new = [picture for picture in pictures if picture.key not in self.places]
         if new:
-            with (self.folder / PIXELS).open("ab") as pixels, (self.folder / INDEX).open("ab") as index:
-                self._append(new, pixels, index)
-        skipped = [f"{key[0]}: {self.problems[key]}" for key in map(self._key, paths) if key in self.problems]
-        listing = "".join(f"{valid_utf8(line)}\n" for line in skipped)
-        replace_file(self.folder / SKIPPED, listing.encode())
+            pixels, index = self.folder / PIXELS, self.folder / INDEX
+            with explain_write_error(self.folder), pixels.open("ab") as pixels_file, index.open("ab") as index_file:
+                self._append(new, pixels_file, index_file)
+        skipped = [valid_utf8(f"{key.name}: {self.problems[key]}") for _, key, _ in pictures if key in self.problems]
+        replace_file(self.folder / SKIPPED, "".join(f"{line}\n" for line in skipped).encode())
         if skipped:
-            first = "; ".join(map(valid_utf8, skipped[:2]))
             print(
-                f"note: {len(skipped):,} of {len(paths):,} pictures cannot be used, and are listed in "
-                f"{self.folder / SKIPPED}: {first}{'; ...' if len(skipped) > 2 else ''}",
+                f"note: {len(skipped):,} of {len(pictures):,} pictures cannot be used, and are listed in "
+                f"{self.folder / SKIPPED}: {'; '.join(skipped[:2])}{'; ...' if len(skipped) > 2 else ''}",
                 file=sys.stderr,
             )
 
-    def place(self, path: Path) -> int | None:
-        """Where in the store a picture is, or None where it could not be used."""
-        return self.places[self._key(path)]
-
     def images(self) -> Tensor:
         """uint8 [M, 1, 28, 28], read from disk as they are used."""
-        if self.count == 0:
-            return torch.empty(0, 1, SIDE, SIDE, dtype=torch.uint8)
         # Copy on write: torch warns of arrays that cannot be written to, and nobody writes.
         shape = (self.count, 1, SIDE, SIDE)
         return torch.from_numpy(np.memmap(self.folder / PIXELS, np.uint8, mode="c", shape=shape))
 
-    def _key(self, path: Path) -> Key:
-        status = path.stat()
-        return str(path.relative_to(self.root)), status.st_size, status.st_mtime_ns
-
-    def _append(self, paths: list[Path], pixels: BinaryIO, index: BinaryIO) -> None:
+    def _append(self, pictures: list[Picture], pixels: BinaryIO, index: BinaryIO) -> None:
         lines: list[bytes] = []
-        with tqdm(total=len(paths), desc="preparing", unit=" pictures", disable=None) as progress:
-            for path, result in zip(paths, prepare_all(paths, self.mode), strict=True):
-                key = self._key(path)
+        with tqdm(total=len(pictures), desc="preparing", unit=" pictures", disable=None) as progress:
+            prepared = prepare_all([picture.path for picture in pictures], self.mode)
+            for (_, key, _), result in zip(pictures, prepared, strict=True):
                 problem = None
                 if isinstance(result, str):
                     problem = result
@@ -177,7 +217,7 @@ class Store:
         """Take in what an earlier build left, and cut off what it left half done."""
         pixels, index = self.folder / PIXELS, self.folder / INDEX
         first = json.dumps(head).encode() + b"\n"
-        content = index.read_bytes() if index.exists() else b""
+        content = index.read_bytes() if index.exists() and pixels.exists() else b""
         if not content.startswith(first):
             replace_file(pixels, b"")
             replace_file(index, first)
@@ -185,17 +225,16 @@ class Store:
         end = len(first)
         prepared = pixels.stat().st_size // IMAGE_BYTES
         for line in content[end:].splitlines(keepends=True):
-            if not line.endswith(b"\n"):
+            try:
+                name, size, time, problem = json.loads(line)
+            except ValueError:
                 break
-            path, size, time, problem = json.loads(line)
-            if problem is None and self.count == prepared:
+            if not line.endswith(b"\n") or (problem is None and self.count == prepared):
                 break
-            self._note((path, size, time), problem)
+            self._note(Key(name, size, time), problem)
             end += len(line)
-        with index.open("r+b") as file:
-            file.truncate(end)
-        with pixels.open("r+b") as file:
-            file.truncate(self.count * IMAGE_BYTES)
+        os.truncate(index, end)
+        os.truncate(pixels, self.count * IMAGE_BYTES)
 
 
 def flush(lines: list[bytes], pixels: BinaryIO, index: BinaryIO) -> None:
@@ -204,10 +243,11 @@ def flush(lines: list[bytes], pixels: BinaryIO, index: BinaryIO) -> None:
     os.fsync(pixels.fileno())
     index.writelines(lines)
     index.flush()
+    os.fsync(index.fileno())
     lines.clear()
 
 
-def prepare(path: Path, mode: Mode) -> Glyph | str:
+def prepare(path: str, mode: Mode) -> Glyph | str:
     """The picture prepared, or what is wrong with it."""
     try:
         return preprocess(path, mode)
@@ -215,8 +255,8 @@ def prepare(path: Path, mode: Mode) -> Glyph | str:
         return str(error)
 
 
-def prepare_all(paths: list[Path], mode: Mode) -> Iterator[Glyph | str]:
+def prepare_all(paths: list[str], mode: Mode) -> Iterator[Glyph | str]:
     """Each picture prepared, or what is wrong with it, in order; on all cores, reading ahead by a little."""
-    parallel = joblib.Parallel(n_jobs=joblib.cpu_count(), prefer="threads", return_as="generator")
+    parallel = joblib.Parallel(n_jobs=usable_cpus(), prefer="threads", return_as="generator")
     results: Iterator[Glyph | str] = parallel(joblib.delayed(prepare)(path, mode) for path in paths)
     return results

@@ -21,7 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageOps
+from PIL import Image
 
 from glyphs.files import replace_file
 
@@ -326,7 +326,7 @@ def plot_prediction(
     pixels : uint8 [28, 28]; None where the model saw nothing.
     top_k : names and probabilities in 0..1, the likeliest first; empty where the model saw nothing.
     """
-    preview = ImageOps.exif_transpose(picture)
+    preview = picture.copy()
     if not preview.mode.startswith(("I", "F")):  # those have no fixed range: imshow finds it
         preview = preview.convert("RGBA")
     preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
@@ -371,7 +371,6 @@ def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     missing = {character for name in names for character in name if character.isprintable()}
     fonts = list(LABEL_FONTS)
-    # matplotlib's own font of last resort has "every" character, as one and the same box.
     # Regular faces only: they are what matplotlib looks for.  Its own font of last resort has "every"
     # character, as one and the same box.
     others = {

@@ -7,6 +7,7 @@ that imports it may be imported at the head of this file.
 import concurrent.futures
 import itertools
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glyphs.config import Config
-from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, PictureError
-from glyphs.files import valid_utf8
-from glyphs.preprocess import Mode, has_picture_suffix, open_picture, preprocess
-from glyphs.results import Candidate, Prediction, Status, explain_write_error
+from glyphs.cpus import usable_cpus
+from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
+from glyphs.files import explain_write_error, valid_utf8
+from glyphs.preprocess import Mode, open_picture, preprocess
+from glyphs.results import Candidate, Prediction, Status
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -29,6 +31,7 @@ Picture = str | Path | BinaryIO | Image.Image | NDArray[Any]
 Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N, C]
 
 ONNX_FORMAT = "1"
+CHUNK = 8  # pictures that a thread prepares before it takes others
 DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
 
 
@@ -110,13 +113,19 @@ class GlyphPredictor:
         # Threads, not processes: Pillow, SciPy and the network let go of Python's lock while they compute.
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         waiting: deque[concurrent.futures.Future[list[Prepared]]] = deque()
+        ready: list[Prepared] = []
+        # Small chunks, so that all threads share a few pictures too, and an interruption waits for few.
+        ahead = workers + math.ceil(self.batch_size / CHUNK)
         try:
             while True:
-                while len(waiting) <= workers and (batch := list(itertools.islice(pictures, self.batch_size))):
-                    waiting.append(pool.submit(self.prepare_all, batch))
-                if not waiting:
+                while len(waiting) < ahead and (chunk := list(itertools.islice(pictures, CHUNK))):
+                    waiting.append(pool.submit(self.prepare_all, chunk))
+                while waiting and len(ready) < self.batch_size:
+                    ready += waiting.popleft().result()
+                if not ready:
                     return
-                yield from self.classify(waiting.popleft().result(), top_k)
+                batch, ready = ready[: self.batch_size], ready[self.batch_size :]
+                yield from self.classify(batch, top_k)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -146,7 +155,7 @@ class GlyphPredictor:
         try:
             if isinstance(picture, PictureError):
                 raise picture
-            status, pixels = preprocess(open_picture(picture), self.mode)
+            status, pixels = preprocess(picture, self.mode)
         except PictureError as error:
             return Prepared(file, "failed", None, valid_utf8(str(error)))
         return Prepared(file, status, pixels, None)
@@ -183,14 +192,6 @@ class GlyphPredictor:
 def name_of(image: Picture) -> str | None:
     """A picture's name, where it comes from a file."""
     return os.fspath(image) if isinstance(image, (str, Path)) else None
-
-
-def usable_cpus() -> int:
-    """How many threads this process may run at once; OMP_NUM_THREADS, where set, is the user's own choice."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
@@ -298,60 +299,9 @@ def read_class_names(metadata: dict[str, str], path: Path) -> list[str]:
         names = json.loads(metadata["class_names"])
     except ValueError:
         names = None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n == valid_utf8(n) for n in names):
         raise CheckpointError(f"{path}: is damaged (its class names are not a list of strings)")
     return names
-
-
-class PictureFolder:
-    """The pictures in a folder and its sub-folders: names relative to it, sorted, and paths; in constant memory.
-
-    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration.  A folder that
-    links lead to twice, or for ever, is read once.  A sub-folder that cannot be read comes with the error to report in
-    place of a path.
-
-    Raises
-    ------
-    DataError : while iterating; the folder itself cannot be read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.skipped = 0
-
-    def __iter__(self) -> Iterator[tuple[str, str | PictureError]]:
-        self.skipped = 0
-        seen: set[tuple[int, int]] = set()
-        waiting = [""]  # the next name is the last; a folder's ends with a slash
-        while waiting:
-            name = waiting.pop()
-            if name and not name.endswith("/"):
-                if has_picture_suffix(name):
-                    yield name, f"{self.folder}/{name}"
-                else:
-                    self.skipped += 1
-                continue
-            try:
-                status = (self.folder / name).stat()
-                if (status.st_dev, status.st_ino) in seen:
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-                with os.scandir(self.folder / name) as entries:
-                    inside = [name + entry.name + "/" * is_folder(entry) for entry in entries]
-            except OSError as error:
-                if not name:
-                    raise DataError(f"{self.folder}: cannot be read as a folder ({error.strerror})") from None
-                yield name.rstrip("/"), PictureError(f"{self.folder}/{name}: cannot be read ({error.strerror})")
-                continue
-            waiting += sorted(inside, reverse=True)
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere, or to itself, is not."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def save_pixels(pixels: Bytes, path: Path) -> None:

@@ -6,6 +6,7 @@
 authors would have: strokes of the usual width, white on black, 28x28.
 """
 
+import contextlib
 import math
 import os
 import stat
@@ -27,8 +28,6 @@ Status = Literal["ok", "no_glyph", "several_glyphs"]
 Mode = Literal["glyph", "plain"]
 
 VERSION = 1  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
-# What counts as a picture in a folder.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico")
 
 # Reading
 MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
@@ -95,7 +94,7 @@ class Glyph(NamedTuple):
 
 
 def open_picture(source: Source) -> Image.Image:
-    """Open a picture and decode all of it.
+    """Open a picture, decode all of it, and turn it as its EXIF orientation says.
 
     Parameters
     ----------
@@ -153,6 +152,10 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
         picture.load()
     except Exception as error:  # as above
         raise PictureError(f"{name}: is truncated or damaged ({error})") from None
+    # Damaged EXIF data raise anything, and are no reason to refuse a picture that could be decoded.
+    with contextlib.suppress(Exception):
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(picture)
     return picture
 
 
@@ -178,22 +181,21 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def to_grey(picture: Image.Image) -> Floats:
-    """The picture's brightness, float32 [H, W] from 0 (black) to 1, turned as its EXIF orientation says.
+    """The brightness of an open picture, float32 [H, W] from 0 (black) to 1.
 
     Transparency is laid on white, or on black where all that can be seen is light.  8-bit greys come out as v / 255
-    exactly.  What is larger than `MOST_SIDE` is shrunk.
+    exactly.  What is twice as large as `MOST_SIDE` or more is shrunk.
     """
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
+    factor = max(picture.size) // MOST_SIDE
     if picture.mode.startswith("I") or picture.mode == "F":
-        return _deep_grey(picture)
+        grey = _deep_grey(picture)
+        return grey if factor <= 1 else np.asarray(Image.fromarray(grey).reduce(factor))
     transparent = picture.has_transparency_data
     if transparent:
         picture = picture.convert("RGBA")
     elif picture.mode not in ("L", "RGB"):
         # CMYK and the rarer colour spaces reach grey only by way of RGB.
         picture = picture.convert("L" if picture.mode in ("1", "P") else "RGB")
-    factor = max(picture.size) // MOST_SIDE
     if factor > 1:
         picture = picture.reduce(factor)
     if not transparent:
@@ -212,11 +214,6 @@ def _deep_grey(picture: Image.Image) -> Floats:
     white = next((white for white in (1, 255, 65535) if brightest <= white), brightest)
     grey: Floats = np.clip(values / np.float32(white), 0, 1)
     return grey
-
-
-def has_picture_suffix(name: str) -> bool:
-    """Whether a file in a folder is taken for a picture."""
-    return name.lower().endswith(SUFFIXES)
 
 
 # ---- From a picture to EMNIST's form ----

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from glyphs.cli import one_line
-from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.files import replacing, valid_utf8
+from glyphs.errors import ConfigError, DataError
+from glyphs.files import explain_write_error, replacing, valid_utf8
 
 Status = Literal["ok", "uncertain", "no_glyph", "several_glyphs", "failed"]
 STDIN = "-"
@@ -156,17 +156,6 @@ def write_json_lines(path: Path, top_k: int) -> Iterator[ResultFile]:
             end += len(line)
         file.truncate(end)
         yield results
-
-
-@contextlib.contextmanager
-def explain_write_error(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal into a GlyphError that names the path."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise GlyphError(f"{path}: cannot be written ({error.strerror}); check the folder and its space") from None
 
 
 WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines}

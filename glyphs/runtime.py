@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor
 
+from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, TrainingError
 
 Batch = tuple[Tensor, Tensor]  # images [N, 1, H, W], uint8 or float in [0, 1]; labels int64 [N]
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
     ConfigError : `cuda` was asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; leave the flag out or use --device cpu")
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -57,10 +57,8 @@ def limit_threads() -> None:
     """Use as many threads as this process may run at once, not as many as the host has.
 
     PyTorch counts the host's cores and misses a container's CPU quota; threads beyond it only wait for each other.
-    OMP_NUM_THREADS, where set, is the user's own choice and stands.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
+    torch.set_num_threads(usable_cpus())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:

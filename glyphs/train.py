@@ -34,7 +34,7 @@ from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Loader, autocast_dtype, choose_device, fetch_steps
+from glyphs.runtime import Loader, address, autocast_dtype, choose_device, fetch_steps, seed_everything
 
 MAX_GRADIENT_NORM = 1.0
 PLATEAU_PATIENCE = 3  # epochs without a better validation loss before the plateau schedule lowers the rate
@@ -108,6 +108,13 @@ def cosine_with_warmup(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
+def is_finished(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the run of a loaded latest_checkpoint.pth had come to its end."""
+    training, config = checkpoint["training"], checkpoint["config"]
+    stopped_early = training["early_stopping"]["epochs_without_gain"] >= config["early_stopping_patience"]
+    return bool(training["epoch"] >= config["num_epochs"] or stopped_early)
+
+
 class Trainer:
     """Trains a model, and writes checkpoints, config.json and history.csv into `config.output_dir`.
 
@@ -116,6 +123,8 @@ class Trainer:
     model : moved to the device that the settings name.
     train_loader, val_loader : sized iterables of (images, labels); see `glyphs.data` for what a batch is.
     class_names : stored in the checkpoints, one for each output of the model.
+
+    It does not keep a second process out of the folder, as the training script does: see `glyphs.files.claim_folder`.
     """
 
     def __init__(
@@ -177,9 +186,9 @@ class Trainer:
             while not self.finished:
                 self._train_epoch()
                 row = self._end_epoch()
-                for name, value in row.items():
-                    if log is not None and name != "epoch":
-                        log.add_scalar(name, value, int(row["epoch"]))
+                if log is not None:
+                    for name in row.keys() - {"epoch"}:
+                        log.add_scalar(name, row[name], int(row["epoch"]))
                 self._stop_where_asked()
         if self.early_stopping.should_stop:
             self._say(f"stopped early: no better validation loss for {self.early_stopping.patience} epochs")
@@ -263,6 +272,8 @@ class Trainer:
     def validate(self) -> tuple[float, float]:
         """Mean cross-entropy (without label smoothing) and accuracy on the validation images."""
         self.model.eval()
+        # For a user's own loader that draws at random: a resumed run must see the same images.
+        seed_everything(address(self.config.seed, "validation", self.epoch))
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for images, labels in self.val_loader:
             images, labels = images.to(self.device), labels.to(self.device)
@@ -274,7 +285,11 @@ class Trainer:
             self._stop_where_asked()
         loss_sum, correct_sum, count = totals.tolist()
         if not math.isfinite(loss_sum):
-            raise TrainingError(f"the validation loss of epoch {self.epoch + 1} is {loss_sum}; lower --learning-rate")
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise TrainingError(
+                f"epoch {self.epoch + 1}, step {self.num_steps}: the validation loss is {loss_sum} at learning rate "
+                f"{rate:.3g}; lower --learning-rate"
+            )
         return loss_sum / count, correct_sum / count
 
     def save(self) -> None:
@@ -309,7 +324,9 @@ class Trainer:
         if training is None:
             raise CheckpointError(f"the checkpoint holds weights only; resume from a {LATEST_CHECKPOINT}")
         if checkpoint["class_names"] != self.class_names:
-            raise CheckpointError("the checkpoint's classes are not those of the data")
+            raise CheckpointError(
+                "the checkpoint's classes are not those of the data; give it the data that it began with"
+            )
         if (training["num_steps"], training["fingerprint"]) != (self.num_steps, self._fingerprint):
             raise CheckpointError(
                 "the training images are not those that the run began with; give it the same data again, or start "
@@ -321,7 +338,10 @@ class Trainer:
             self.scheduler.load_state_dict(training["scheduler"])
             self.scaler.load_state_dict(training["scaler"])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint is of another architecture ({str(error).splitlines()[0]})") from None
+            raise CheckpointError(
+                f"the checkpoint is of another architecture ({str(error).splitlines()[0]}); resume with the settings "
+                "that it began with"
+            ) from None
         self.early_stopping.load_state_dict(training["early_stopping"])
         self.epoch, self.step = training["epoch"], training["step"]
         self.epoch_seconds = training["epoch_seconds"]
@@ -367,7 +387,7 @@ class Trainer:
             raise TrainingError(
                 f"epoch {self.epoch + 1}, step {step + 1} of {self.num_steps}: the loss is {float(stats[step, 0])} and "
                 f"the gradient norm {float(stats[step, 3])} at learning rate {rate:.3g}; lower --learning-rate. "
-                "The last good checkpoint stays"
+                "An earlier checkpoint, where there is one, is untouched"
             )
 
     def _save_where_due(self) -> None:
@@ -383,7 +403,7 @@ class Trainer:
         self._check_finite()
         self.save()
         path = self.output_dir / LATEST_CHECKPOINT
-        self._say(f"saved epoch {self.epoch + 1}, step {self.step} of {self.num_steps}; go on with --resume {path}")
+        self._say(f"saved after epoch {self.epoch}, step {self.step} of {self.num_steps}; go on with --resume {path}")
         raise Interrupted(self._signal)
 
     @contextlib.contextmanager

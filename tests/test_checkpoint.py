@@ -3,6 +3,7 @@
 import io
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,12 @@ def test_weights_of_the_other_architecture_are_refused(saved: Path) -> None:
     content = damaged(saved, lambda content: content["config"].update(use_residual=True))
     with refused(CheckpointError, saved, "weights do not fit"):
         build_model(load_checkpoint(content), saved)
+
+
+def test_compressed_file_is_refused_before_it_can_fill_memory(tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(10_000_000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "small.pth", "w", 8) as small:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    with refused(CheckpointError, tmp_path / "small.pth", "compressed"):
+        load_checkpoint(tmp_path / "small.pth")

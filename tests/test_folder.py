@@ -18,7 +18,7 @@ from glyphs.config import Config
 from glyphs.data import get_data_loaders
 from glyphs.demo import FONTS, draw_master
 from glyphs.errors import DataError
-from glyphs.folder import FLUSH_EVERY, INDEX, PIXELS, SKIPPED, load_folders, prepare
+from glyphs.folder import FLUSH_EVERY, INDEX, PIXELS, SKIPPED, FolderData, load_folders, prepare
 from glyphs.preprocess import Mode, preprocess
 
 
@@ -40,6 +40,10 @@ def pixels_of(path: Path, mode: Mode = "glyph") -> Tensor:
     return torch.from_numpy(pixels)
 
 
+def load(tmp_path: Path, mode: Mode = "glyph", cache: str = "cache") -> FolderData:
+    return load_folders(tmp_path / "data", tmp_path / cache, mode, seed=0)
+
+
 def make_config(tmp_path: Path, **settings: object) -> Config:
     fixed = {"dataset": "folder", "data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out")}
     return Config.from_dict({**fixed, "device": "cpu", **settings})
@@ -47,19 +51,19 @@ def make_config(tmp_path: Path, **settings: object) -> Config:
 
 def test_pictures_go_through_the_same_preprocessing_as_in_prediction(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
-    images, train, test = load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
-    assert test is None
-    assert train.class_names == ["3", "A", "B"]
-    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    for place, name in zip(train.places.tolist(), ["3/0", "3/1", "A/0", "A/1", "B/0", "B/1"], strict=True):
+    images, labels, train, test, class_names = load(tmp_path)
+    assert class_names == ["3", "A", "B"]
+    assert labels[train].tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(test) == 0
+    for place, name in zip(train.tolist(), ["3/0", "3/1", "A/0", "A/1", "B/0", "B/1"], strict=True):
         assert torch.equal(images[place, 0], pixels_of(tmp_path / "data" / f"{name}.png"))
 
 
 def test_plain_mode_reaches_the_preprocessing(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 1)
-    images, _, _ = load_folders(tmp_path / "data", tmp_path / "cache", "plain")
+    images = load(tmp_path, "plain").images
     assert torch.equal(images[0, 0], pixels_of(tmp_path / "data" / "3" / "0.png", "plain"))
-    other, _, _ = load_folders(tmp_path / "data", tmp_path / "cache", "glyph")  # the cache of the other mode is no use
+    other = load(tmp_path).images  # the cache of the other mode is no use
     assert not torch.equal(other, images)
 
 
@@ -68,7 +72,7 @@ def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_said_so(
 ) -> None:
     make_folders(tmp_path / "data", 10)
     data = get_data_loaders(make_config(tmp_path))
-    assert "6 of 30 pictures are held out for the test" in capsys.readouterr().err
+    assert "has no test folder: 6 of 30 pictures are held out for the test" in capsys.readouterr().err
     assert data.test.labels[data.test.index].bincount().tolist() == [2, 2, 2]
     parts = [set(loader.index.tolist()) for loader in (data.train, data.val, data.test)]
     assert set.union(*parts) == set(range(30))
@@ -84,7 +88,7 @@ def test_train_and_test_folders_are_used_where_they_are(tmp_path: Path) -> None:
 
 def test_the_images_are_mapped_from_disk(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 1)
-    images, _, _ = load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
+    images = load(tmp_path).images
     assert images.shape == (3, 1, 28, 28)
     assert (tmp_path / "cache" / PIXELS).read_bytes() == images.numpy().tobytes()
     maps = Path("/proc/self/maps")
@@ -92,22 +96,24 @@ def test_the_images_are_mapped_from_disk(tmp_path: Path) -> None:
 
 
 def test_only_new_and_changed_pictures_are_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_folders(tmp_path / "data", 2)
-    load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
+    train_dir = tmp_path / "data" / "train"
+    make_folders(train_dir, 2)
+    make_folders(tmp_path / "data" / "test", 1)
+    load(tmp_path)
     prepared: list[str] = []
 
-    def note(path: Path, mode: Mode) -> object:
-        prepared.append(path.name)
+    def note(path: str, mode: Mode) -> object:
+        prepared.append(Path(path).name)
         return prepare(path, mode)
 
     monkeypatch.setattr(glyphs.folder, "prepare", note)
-    draw(tmp_path / "data" / "A" / "0.png", "B")
-    os.utime(tmp_path / "data" / "A" / "0.png", ns=(1, 1))
-    draw(tmp_path / "data" / "A" / "new.png", "A")
-    images, train, _ = load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
+    draw(train_dir / "A" / "0.png", "B")
+    os.utime(train_dir / "A" / "0.png", ns=(1, 1))
+    draw(train_dir / "A" / "new.png", "A")
+    images, _, train, *_ = load(tmp_path)
     assert sorted(prepared) == ["0.png", "new.png"]
-    assert torch.equal(images[train.places[2], 0], pixels_of(tmp_path / "data" / "A" / "0.png"))
-    assert len(train.places) == 7
+    assert torch.equal(images[train[2], 0], pixels_of(train_dir / "A" / "0.png"))
+    assert len(train) == 7
 
 
 # Dies after the pixels of some pictures are on disk and the index has half a line.
@@ -129,7 +135,7 @@ def flush(lines, pixels, index):
     index.flush()
     lines.clear()
 folder.flush = flush
-folder.load_folders(Path(sys.argv[1]), Path(sys.argv[2]), "glyph")
+folder.load_folders(Path(sys.argv[1]), Path(sys.argv[2]), "glyph", 0)
 """
 
 
@@ -139,46 +145,46 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DIE_WHILE_BUILDING, str(tmp_path / "data"), str(tmp_path / "cut")]
     assert subprocess.run(command, cwd=Path(__file__).parent.parent, timeout=300).returncode == -9
     assert (tmp_path / "cut" / PIXELS).stat().st_size > 0
-    cut, cut_train, _ = load_folders(tmp_path / "data", tmp_path / "cut", "glyph")
-    whole, whole_train, _ = load_folders(tmp_path / "data", tmp_path / "whole", "glyph")
-    assert torch.equal(cut[cut_train.places], whole[whole_train.places])
+    cut, whole = load(tmp_path, cache="cut"), load(tmp_path, cache="whole")
+    assert torch.equal(cut.images[cut.train], whole.images[whole.train])
     assert (tmp_path / "cut" / INDEX).read_bytes() == (tmp_path / "whole" / INDEX).read_bytes()
 
 
 def test_pictures_that_cannot_be_used_are_listed_and_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_folders(tmp_path / "data", 3)
+    make_folders(tmp_path / "data", 2)
     (tmp_path / "data" / "A" / "broken.png").write_bytes(b"\x89PNG no more")
     Image.new("L", (40, 40), 255).save(tmp_path / "data" / "B" / "blank.png")
     (tmp_path / "data" / "B" / "notes.txt").touch()
+    (tmp_path / "data" / "B" / "link.png").symlink_to(tmp_path / "nowhere.png")
     for _ in range(2):  # the second time from the cache
-        _, train, _ = load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
-        assert len(train.places) == 9
+        train = load(tmp_path).train
+        assert len(train) == 6
         listing = (tmp_path / "cache" / SKIPPED).read_text().splitlines()
-        assert [line.split(":")[0] for line in listing] == ["A/broken.png", "B/blank.png"]
+        assert [line.split(":")[0] for line in listing] == ["A/broken.png", "B/blank.png", "B/link.png"]
         assert listing[1].endswith("no glyph")
-        assert "2 of 11 pictures cannot be used" in capsys.readouterr().err
+        assert "3 of 9 pictures cannot be used" in capsys.readouterr().err
 
 
 def test_an_empty_class_is_an_error_that_names_it(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
     (tmp_path / "data" / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no usable picture"):
-        load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
+        load(tmp_path)
 
 
 def test_no_classes_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=r"data: has no folders in it"):
-        load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
+        load(tmp_path)
 
 
 def test_train_and_test_with_other_classes_are_an_error(tmp_path: Path) -> None:
     make_folders(tmp_path / "data" / "train", 1)
     make_folders(tmp_path / "data" / "test", 1, "AB")
     with pytest.raises(DataError, match="the class 3 is in only one of train and test"):
-        load_folders(tmp_path / "data", tmp_path / "cache", "glyph")
+        load(tmp_path)
 
 
 def test_a_training_with_odd_classes_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,3 +202,46 @@ def test_a_training_with_odd_classes_from_end_to_end(tmp_path: Path, capsys: pyt
     assert best["class_names"] == ["A", "B", "single", "ش", "\\xe9"]
     main(["--evaluate", str(tmp_path / "out" / "best_model.pth"), *common])
     assert capsys.readouterr().out.startswith("test accuracy")
+
+
+def test_a_picture_that_is_added_moves_hardly_any_other_to_the_test(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data", 10)
+
+    def held_out() -> set[bytes]:
+        data = load(tmp_path)
+        return {data.images[place].numpy().tobytes() for place in data.test.tolist()}
+
+    before = held_out()
+    draw(tmp_path / "data" / "3" / "00.png", "3", 15)
+    assert len(before & held_out()) >= len(before) - 1
+
+
+def test_a_new_time_alone_changes_nothing_for_a_run_that_is_resumed(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data", 10)
+    before = get_data_loaders(make_config(tmp_path)).train
+    os.utime(tmp_path / "data" / "A" / "0.png", ns=(1, 1))
+    after = get_data_loaders(make_config(tmp_path)).train
+    assert len(after.images) == len(before.images) + 1  # prepared again, to the same pixels in another place
+    assert after.fingerprint() == before.fingerprint()
+    for (images, labels), (same_images, same_labels) in zip(before, after, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.parametrize("damage", ["torn line", "no pixels"])
+def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
+    make_folders(tmp_path / "data", 2)
+    whole = load(tmp_path)
+    if damage == "torn line":
+        index = tmp_path / "cache" / INDEX
+        index.write_bytes(index.read_bytes()[:-30] + b"\0" * 29 + b"\n")
+    else:
+        (tmp_path / "cache" / PIXELS).unlink()
+    again = load(tmp_path)
+    assert torch.equal(again.images[again.train], whole.images[whole.train])
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data", 2)
+    draw(tmp_path / "data" / "train" / "0.png", "T")
+    assert load(tmp_path).class_names == ["3", "A", "B", "train"]

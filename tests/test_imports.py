@@ -13,13 +13,13 @@ from tests.conftest import ROOT, run_python
 
 LAYERS = (
     ("errors",),
-    ("files",),
+    ("files", "cpus"),
     ("config",),
     ("cli",),
-    ("runtime", "idx", "augment", "preprocess", "model", "plots", "results"),
+    ("runtime", "idx", "augment", "preprocess", "model", "plots", "results", "pictures"),
     ("demo", "checkpoint", "folder"),
     ("data",),
-    ("train", "lr_finder", "evaluate", "predict", "analyze", "export"),
+    ("train", "lr_finder", "evaluate", "predict"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in (ROOT / "glyphs").glob("*.py") if path.stem != "__init__")

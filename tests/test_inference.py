@@ -206,7 +206,7 @@ def test_a_drawing(
         (["--image", "a.png", "--min-confidence", "nan"], "--min-confidence"),
         (["--image", "a.png", "b.png", "--visualize"], "one picture"),
         (["--batch", ".", "--visualize"], "one picture"),
-        (["--image", "pyproject.toml", "--visualize", "./pyproject.toml"], "replace the picture"),
+        (["--image", "a.png", "--visualize", "drawn.jpg"], "end in .png"),
         (["--batch", ".", "--save-preprocessed", "saved"], "--save-preprocessed"),
     ],
 )
@@ -229,6 +229,8 @@ def test_what_ends_the_run(model: Path, pictures: Path, tmp_path: Path) -> None:
         infer("--model", model, *one, "--output", tmp_path / "r.txt")
     with pytest.raises(ConfigError, match="batch_size"):
         infer("--model", model, *one, "--batch-size", 0)
+    with pytest.raises(SystemExit, match="2"):  # it would replace the picture
+        infer("--model", model, *one, "--visualize", pictures / "a.png")
     with pytest.raises(DataError, match="nowhere"):
         infer("--model", model, "--batch", tmp_path / "nowhere")
 

@@ -430,3 +430,16 @@ def test_real_pictures_come_out_as_emnist_is(kind: str) -> None:
         line = np.asarray(inked.any(axis))
         centre = (line.argmax(1) + 27 - line[:, ::-1].argmax(1)) / 2
         assert np.abs(centre - 13.5).max() <= 0.5
+
+
+def test_damaged_exif_data_do_not_cost_the_picture(tmp_path: Path) -> None:
+    picture = Image.new("L", (80, 80), 255)
+    ImageDraw.Draw(picture).line([(24, 20), (24, 60), (50, 60)], fill=0, width=6)
+    picture.save(tmp_path / "damaged.webp", lossless=True, exif=b"Exif\0\0\xffM\0*")
+    picture.save(tmp_path / "sound.webp", lossless=True)
+    with Image.open(tmp_path / "damaged.webp") as opened, pytest.raises(Exception, match="TIFF"):
+        opened.getexif()  # or the test shows nothing
+    damaged, sound = (preprocess(tmp_path / f"{name}.webp").pixels for name in ("damaged", "sound"))
+    assert damaged is not None
+    assert sound is not None
+    assert np.array_equal(damaged, sound)

@@ -1,0 +1,32 @@
+"""How many threads this process may run at once."""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cpus() -> int:
+    """The cores that affinity and a container's CPU quota leave to this process.
+
+    OMP_NUM_THREADS, where set, is the user's own choice and stands.  (joblib.cpu_count knows all this too, but takes
+    0.15 seconds to import, a third of the time in which a prediction should be there.)
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cpus, quota())))
+
+
+def quota() -> float:
+    """The CPU time a second that the container may use, in seconds; infinite where nothing limits it."""
+    with contextlib.suppress(OSError, ValueError):  # control groups, version 2
+        most, period = (CGROUP / "cpu.max").read_text().split()
+        return math.inf if most == "max" else int(most) / int(period)
+    with contextlib.suppress(OSError, ValueError):  # version 1
+        most, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(most) / int(period) if int(most) > 0 else math.inf
+    return math.inf

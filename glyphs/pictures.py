@@ -1,0 +1,61 @@
+"""The pictures in a folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from glyphs.errors import DataError, PictureError
+
+# What counts as a picture.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico")
+
+
+class PictureFolder:
+    """The pictures in a folder and its sub-folders: names relative to it, sorted, and paths; in constant memory.
+
+    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration.  A folder that
+    links lead to twice, or for ever, is read once.  A sub-folder that cannot be read comes with the error to report in
+    place of a path.
+
+    Raises
+    ------
+    DataError : while iterating; the folder itself cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[str, str | PictureError]]:
+        self.skipped = 0
+        seen: set[tuple[int, int]] = set()
+        waiting = [""]  # the next name is the last; a folder's ends with a slash
+        while waiting:
+            name = waiting.pop()
+            if name and not name.endswith("/"):
+                if name.lower().endswith(SUFFIXES):
+                    yield name, f"{self.folder}/{name}"
+                else:
+                    self.skipped += 1
+                continue
+            try:
+                status = (self.folder / name).stat()
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                with os.scandir(self.folder / name) as entries:
+                    inside = [name + entry.name + "/" * is_folder(entry) for entry in entries]
+            except OSError as error:
+                if not name:
+                    raise DataError(f"{self.folder}: cannot be read as a folder ({error.strerror})") from None
+                yield name.rstrip("/"), PictureError(f"{self.folder}/{name}: cannot be read ({error.strerror})")
+                continue
+            waiting += sorted(inside, reverse=True)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads nowhere, or to itself, is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
