@@ -109,7 +109,7 @@ class GlyphPredictor:
         The prediction, and what the network saw: uint8 [28, 28], None where it saw nothing.
         """
         pictures = iter(pictures)
-        workers = usable_cpus()
+        workers = max(1, usable_cpus() - 1)  # one core for the thread that runs the network; one more is slower
         # Threads, not processes: Pillow, SciPy and the network let go of Python's lock while they compute.
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         waiting: deque[concurrent.futures.Future[list[Prepared]]] = deque()
