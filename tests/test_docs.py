@@ -1,5 +1,6 @@
 """The documents: their commands parse, their code runs, the files they name exist."""
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 import enhanced_glyph_recognition
 import inference
+from tests.conftest import run_python
 from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +18,16 @@ PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
 }
+
+
+FLAG = r"(?<![\w-])--[a-z][a-z-]+"
+
+
+@functools.cache
+def benchmark_flags() -> set[str]:
+    """The flags of all benchmarks, from their --help."""
+    scripts = [str(path) for path in (ROOT / "benchmarks").glob("*.py")]
+    return {flag for script in scripts for flag in re.findall(FLAG, run_python(script, "--help", timeout=300).stdout)}
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -34,7 +46,12 @@ def test_every_command_parses(document: Path) -> None:
     assert len(commands) >= 2
     for command in commands:
         _, script, *arguments = shlex.split(command)
-        PARSERS[script]().parse_args(arguments)
+        if script in PARSERS:
+            PARSERS[script]().parse_args(arguments)
+        elif script.startswith("benchmarks/"):
+            assert set(re.findall(FLAG, command)) <= benchmark_flags(), command
+        else:
+            assert script == "-c", command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -52,9 +69,9 @@ def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_named_exists(document: Path) -> None:
-    known = set(re.findall(r"--[a-z][a-z-]+", "".join(build().format_help() for build in PARSERS.values())))
+    known = set(re.findall(FLAG, "".join(build().format_help() for build in PARSERS.values()))) | benchmark_flags()
     text = re.sub(r"(pip install|ruff|pytest|mypy)[^\n`]*", "", document.read_text(encoding="utf-8"))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+    assert set(re.findall(FLAG, text)) <= known
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
