@@ -10,12 +10,11 @@ python enhanced_glyph_recognition.py --evaluate outputs/best_model.pth
 # Only what parsing needs is imported here, so that --help and wrong arguments are answered at once.
 import argparse
 import dataclasses
-import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, run
+from glyphs.cli import add_settings, given_settings, import_public, run
 from glyphs.config import Config, read_config
 from glyphs.errors import CheckpointError, ConfigError
 
@@ -70,9 +69,7 @@ REPORTS = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in PUBLIC_NAMES:
-        return getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_public(__name__, PUBLIC_NAMES, name)
 
 
 def build_parser() -> argparse.ArgumentParser:

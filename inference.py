@@ -13,7 +13,6 @@ The exit status is 3 where a picture could not be read, 2 where nothing could be
 # Only what parsing needs is imported here, so that --help and wrong arguments are answered at once.
 import argparse
 import functools
-import importlib
 import io
 import os
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, one_line, run
+from glyphs.cli import add_settings, given_settings, import_public, one_line, run
 from glyphs.config import PREPROCESSING, Config
 from glyphs.errors import CheckpointError, GlyphError, PictureError
 
@@ -37,9 +36,7 @@ SOME_FAILED = 3  # the exit status
 
 
 def __getattr__(name: str) -> Any:
-    if name in PUBLIC_NAMES:
-        return getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_public(__name__, PUBLIC_NAMES, name)
 
 
 def build_parser() -> argparse.ArgumentParser:

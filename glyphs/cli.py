@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import os
 import signal
 import sys
@@ -54,6 +55,13 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The Config fields whose flags were on the command line."""
     names = {field.name for field in dataclasses.fields(Config)}
     return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def import_public(module: str, names: Mapping[str, str], name: str) -> Any:
+    """A script's public name, from the module that `names` gives for it; for its module-level `__getattr__`."""
+    if name not in names:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(names[name]), name)
 
 
 def one_line(text: str) -> str:
