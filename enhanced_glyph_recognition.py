@@ -163,7 +163,7 @@ def train(
     from glyphs.data import get_data_loaders
     from glyphs.model import EnhancedGlyphCNN
     from glyphs.runtime import address, describe_device, seed_everything
-    from glyphs.train import Trainer
+    from glyphs.train import LATEST_CHECKPOINT, Trainer
 
     if not arguments.skip_eval:
         import glyphs.evaluate  # noqa: F401 - a package that it misses should be known before the training
@@ -183,7 +183,10 @@ def train(
         clear_reports(output_dir, keep="lr_finder.png" if arguments.lr_finder else None)
     trainer = Trainer(model, data.train, data.val, config, data.class_names)
     if checkpoint is not None:
-        trainer.resume(checkpoint)
+        try:
+            trainer.resume(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f"{arguments.resume or output_dir / LATEST_CHECKPOINT}: {error}") from None
         say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
     if not arguments.skip_eval:

@@ -273,6 +273,11 @@ def test_a_resume_that_contradicts_the_run_is_refused(whole: Path, arguments: li
         main([*QUICK, "--output-dir", str(whole), "--resume", *arguments])
 
 
+def test_a_resume_from_weights_alone_names_the_file(whole: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"best_model\.pth: the checkpoint holds weights only; resume from"):
+        main(["--resume", str(whole / "best_model.pth"), "--skip-eval"])
+
+
 def test_a_resumed_run_stays_in_its_folder(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a resumed run stays in"):
         main([*QUICK, "--resume", str(whole / "latest_checkpoint.pth"), "--output-dir", str(tmp_path)])
