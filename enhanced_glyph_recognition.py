@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
     config = Config.from_dict(given)
 
-    from glyphs.checkpoint import load_checkpoint
+    from glyphs.checkpoint import load_checkpoint, load_model
     from glyphs.data import get_test_loader
     from glyphs.files import claim_folder
     from glyphs.runtime import (
@@ -146,14 +146,22 @@ def main(argv: list[str] | None = None) -> None:
         with explain_out_of_memory(config.batch_size):
             if arguments.evaluate:
                 path = Path(arguments.evaluate)
-                config = evaluation_config(path, given)
+                model, trained_with, known = load_model(path)
+                config = evaluation_config(trained_with, given)
                 test, class_names = get_test_loader(config, device)
             else:
                 path = output_dir / BEST_MODEL
                 config, data = train(arguments, config, checkpoint, device)
+                if arguments.skip_eval:
+                    return
+                model, _, known = load_model(path)
                 test, class_names = data.test, data.class_names
-            if not arguments.skip_eval:
-                evaluate(path, test, class_names, config, device)
+            if known != class_names:
+                raise CheckpointError(
+                    f"{path} knows {len(known)} classes ({known[0]} to {known[-1]}), the data has {len(class_names)} "
+                    "others; choose the data that it was trained on with --dataset and --split"
+                )
+            evaluate(model.to(device), path, test, class_names, config)
 
 
 def train(
@@ -238,42 +246,32 @@ def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: C
     path = Path(config.output_dir) / "lr_finder.png"
     plot_lr_finder(found.learning_rates, found.losses, found.suggestion, path)
     say(f"suggested learning rate: {found.suggestion:.2g} (see {path}); set: {config.learning_rate:.2g}")
-    if not (ask and sys.stdin.isatty()):
-        say(f"accepted without asking: training with {found.suggestion:.2g}")
-        return dataclasses.replace(config, learning_rate=found.suggestion)
-    print("accept it? [Y/n] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().lower() not in ("\n", "y\n", "yes\n"):  # the end of the input is no yes
-        say(f"rejected: training with {config.learning_rate:.2g}")
-        return config
-    say(f"accepted: training with {found.suggestion:.2g}")
+    how = " without asking"
+    if ask and sys.stdin.isatty():
+        print("accept it? [Y/n] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().lower() not in ("\n", "y\n", "yes\n"):  # the end of the input is no yes
+            say(f"rejected: training with {config.learning_rate:.2g}")
+            return config
+        how = ""
+    say(f"accepted{how}: training with {found.suggestion:.2g}")
     return dataclasses.replace(config, learning_rate=found.suggestion)
 
 
-def evaluation_config(path: Path, given: dict[str, Any]) -> Config:
+def evaluation_config(trained_with: Config, given: dict[str, Any]) -> Config:
     """The settings to evaluate a checkpoint with: those of its own data set, unless others are given."""
-    from glyphs.checkpoint import load_model
-
-    trained_with = load_model(path)[1]
     # The seed too: it decides which pictures of a folder were held out.
     same = {name: getattr(trained_with, name) for name in ("dataset", "emnist_split", "preprocess", "seed")}
     return Config.from_dict(same | given)
 
 
 def evaluate(
-    path: Path, loader: "TensorLoader", data_classes: list[str], config: Config, device: "torch.device"
+    model: "EnhancedGlyphCNN", path: Path, loader: "TensorLoader", class_names: list[str], config: Config
 ) -> None:
-    """Measure a checkpoint on the test images, and write the reports into the output folder."""
-    from glyphs.checkpoint import load_model
+    """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
     from glyphs.evaluate import Evaluator, write_reports
 
-    model, _, class_names = load_model(path)
-    if class_names != data_classes:
-        raise CheckpointError(
-            f"{path} knows {len(class_names)} classes ({class_names[0]} to {class_names[-1]}), the data has "
-            f"{len(data_classes)} others; choose the data that it was trained on with --dataset and --split"
-        )
     split = config.emnist_split if config.dataset == "emnist" else config.dataset
-    evaluation = Evaluator(model.to(device), class_names).evaluate(loader)
+    evaluation = Evaluator(model, class_names).evaluate(loader)
     metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "

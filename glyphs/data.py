@@ -1,8 +1,8 @@
 """EMNIST, folders of pictures and the demo set, and the batches that training and evaluation draw from them.
 
 The Balanced images are 88 MB: they lie on the device as one tensor, and a batch is gathered from it by index, instead
-of being made by worker processes image by image.  Trainer, LRFinder and
-Evaluator ask only for a sized iterable of `(images, labels)`, so a torch DataLoader over your own Dataset works too.
+of being made by worker processes image by image.  Trainer, LRFinder and Evaluator ask only for a sized iterable of
+`(images, labels)`, so a torch DataLoader over your own Dataset works too.
 
 A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white ink on black, upright; labels int64
 [N].  The model normalises; no loader does.

@@ -56,9 +56,10 @@ def describe_device(device: torch.device) -> str:
 def limit_threads() -> None:
     """Use as many threads as this process may run at once, not as many as the host has.
 
-    PyTorch counts the host's cores and misses a container's CPU quota; threads beyond it only wait for each other.
+    PyTorch's own number (a thread for each physical core) misses a container's CPU quota; threads beyond it only wait
+    for each other.
     """
-    torch.set_num_threads(usable_cpus())
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:

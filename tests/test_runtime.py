@@ -216,10 +216,11 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_no_more_threads_than_the_process_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glyphs.runtime, "usable_cpus", lambda: 1)
+@pytest.mark.parametrize(("allowed", "threads"), [(1, 1), (64, 2)])
+def test_no_more_threads_than_the_process_may_run(monkeypatch: pytest.MonkeyPatch, allowed: int, threads: int) -> None:
+    monkeypatch.setattr(glyphs.runtime, "usable_cpus", lambda: allowed)
     limit_threads()
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
 
 
 def test_deterministic_algorithms_go_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
