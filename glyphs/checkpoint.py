@@ -109,7 +109,8 @@ def build_model(content: Mapping[str, Any], path: Path) -> tuple[EnhancedGlyphCN
         raise CheckpointError(f"{path}: is damaged ({error})") from None
     model = EnhancedGlyphCNN(len(content["class_names"]), config.dropout_rate, config.use_residual)
     try:
-        model.load_state_dict(clean_state_dict(content["model"]))
+        # Files from before there was calibration carry no temperature.
+        model.load_state_dict({"temperature": model.temperature} | clean_state_dict(content["model"]))
     except (RuntimeError, AttributeError, TypeError):
         raise CheckpointError(
             f"{path}: its weights do not fit the architecture that it declares; it is damaged, copy it again"

@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphs.model import DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock
+from glyphs.model import WINOGRAD_FROM, Conv3x3, DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock
 
 BOTH = pytest.mark.parametrize("use_residual", [True, False])
 
@@ -87,6 +88,50 @@ def test_normalises_with_the_mean_and_deviation_that_it_carries() -> None:
     model.std.fill_(0.25)
     model(images)
     torch.testing.assert_close(seen[1], (images - 0.5) / 0.25)
+
+
+@torch.no_grad()
+def test_logits_are_divided_by_the_temperature_that_the_model_carries() -> None:
+    model = make_model(False).eval()
+    images = torch.rand(2, 1, 28, 28)
+    logits = model(images)
+    assert model.state_dict()["temperature"].item() == 1
+    model.temperature.fill_(2.5)
+    torch.testing.assert_close(model(images), logits / 2.5)
+
+
+def conv_and_gradients(conv: Conv3x3, images: torch.Tensor, through: torch.Tensor, direct: bool) -> list[torch.Tensor]:
+    images = images.clone().requires_grad_()
+    out = F.conv2d(images, conv.weight, padding=1) if direct else conv(images)
+    return [out.detach(), *torch.autograd.grad(out, [images, conv.weight], through)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_fast_convolution_of_4x4_maps_is_the_convolution(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(24, 40).to(dtype)
+    images = torch.randn(WINOGRAD_FROM, 24, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
+    through = torch.randn(WINOGRAD_FROM, 40, 4, 4, dtype=dtype)
+    fast, plain = (conv_and_gradients(conv, images, through, direct) for direct in (False, True))
+    for ours, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * expected.std().item() * 10)
+    assert conv(images).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("count", "size", "factor"), [(WINOGRAD_FROM, 4, 4), (WINOGRAD_FROM - 1, 4, 1), (64, 5, 1)])
+@torch.no_grad()
+def test_fast_convolution_multiplies_a_quarter_as_often_where_it_applies(count: int, size: int, factor: int) -> None:
+    width = 512  # so that transforming maps and weights counts little
+    with FlopCounterMode(display=False) as counter:
+        Conv3x3(width, width)(torch.zeros(count, width, size, size))
+    direct = 2 * count * size**2 * 9 * width**2
+    if factor == 1:
+        assert counter.get_total_flops() == direct
+    else:
+        products = 2 * 36 * count * width**2
+        transforms = 2 * width * 36 * (16 * count + 9 * width + 16 * count)
+        assert counter.get_total_flops() == products + transforms
+        assert products == direct / factor
 
 
 @BOTH
