@@ -39,7 +39,7 @@ PUBLIC_NAMES = {
 
 SETTING_GROUPS = {
     "data": ("dataset", "emnist_split", "data_dir", "preprocess", "max_train_images", "val_split"),
-    "model": ("use_residual", "dropout_rate"),
+    "model": ("use_residual", "dropout_rate", "finetune"),
     "training": (
         "num_epochs",
         "batch_size",
@@ -48,6 +48,7 @@ SETTING_GROUPS = {
         "warmup_epochs",
         "weight_decay",
         "label_smoothing",
+        "class_prior",
         "early_stopping_patience",
     ),
     "augmentation": ("rotation_degree", "affine_degree", "translate"),
@@ -64,6 +65,7 @@ REPORTS = (
     "confusion_matrix.png",
     "confusion_matrix_normalized.png",
     "per_class_accuracy.png",
+    "reliability_diagram.png",
     "misclassified.png",
 )
 
@@ -112,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
     config = Config.from_dict(given)
 
+    from glyphs.calibrate import calibrate_checkpoint
     from glyphs.checkpoint import load_checkpoint, load_model
     from glyphs.data import get_test_loader
     from glyphs.files import claim_folder
@@ -152,6 +155,8 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 path = output_dir / BEST_MODEL
                 config, data = train(arguments, config, checkpoint, device)
+                temperature = calibrate_checkpoint(path, data.val, device)
+                say(f"calibrated on the validation images: temperature {temperature:.2f}")
                 if arguments.skip_eval:
                     return
                 model, _, known = load_model(path)
@@ -168,6 +173,7 @@ def train(
     arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: "torch.device"
 ) -> "tuple[Config, DataLoaders]":
     """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
+    from glyphs.checkpoint import start_from
     from glyphs.data import get_data_loaders
     from glyphs.model import EnhancedGlyphCNN
     from glyphs.runtime import address, describe_device, seed_everything
@@ -178,7 +184,12 @@ def train(
 
     data = get_data_loaders(config, device)
     seed_everything(address(config.seed, "weights"))
-    model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual).to(device)
+    if config.finetune is not None and checkpoint is None:
+        model, known = start_from(Path(config.finetune), config, data.class_names)
+        say(f"fine-tuning {config.finetune}, which knows {known} of the {len(data.class_names)} classes")
+    else:
+        model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual)
+    model.to(device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "
         f"{len(data.train.index):,} training, {len(data.val.index):,} validation and {len(data.test.index):,} "
@@ -241,7 +252,8 @@ def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: C
     from glyphs.plots import plot_lr_finder
     from glyphs.train import make_criterion, make_optimizer
 
-    finder = LRFinder(model, make_optimizer(model, config), make_criterion(config))
+    criterion = make_criterion(config, data.train, len(data.class_names)).to(data.train.device)
+    finder = LRFinder(model, make_optimizer(model, config), criterion)
     found = finder.range_test(data.train, seed=config.seed)
     path = Path(config.output_dir) / "lr_finder.png"
     plot_lr_finder(found.learning_rates, found.losses, found.suggestion, path)
@@ -275,7 +287,8 @@ def evaluate(
     metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
-        f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, loss {metrics['loss']:.3f}, "
+        f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "
+        f"look-alikes merged {metrics['merged_accuracy']:.2%}, loss {metrics['loss']:.3f}, "
         f"calibration error {metrics['ece']:.3f})"
     )
     say(f"reports and plots are in {config.output_dir}")

@@ -130,6 +130,37 @@ def load_model(path: Path) -> tuple[EnhancedGlyphCNN, Config, list[str]]:
     return model, config, content["class_names"]
 
 
+def start_from(path: Path, config: Config, class_names: list[str]) -> tuple[EnhancedGlyphCNN, int]:
+    """A model for these classes with the weights of a checkpoint, to be trained further.
+
+    Returns
+    -------
+    The model, uncalibrated, and how many of the classes the checkpoint knows.  Those keep their rows of the
+    classifier; the others start at random.
+
+    Raises
+    ------
+    CheckpointError : as `load_model` does.
+    ConfigError : the checkpoint's architecture is not the one that the settings name.
+    """
+    known, trained_with, known_names = load_model(path)
+    if trained_with.use_residual != config.use_residual:
+        flag = "--use-residual" if trained_with.use_residual else "--no-use-residual"
+        raise ConfigError(f"{path}: is a network of the other architecture; add {flag}")
+    model = EnhancedGlyphCNN(len(class_names), config.dropout_rate, config.use_residual)
+    state = known.state_dict()
+    shared = [(at, known_names.index(name)) for at, name in enumerate(class_names) if name in known_names]
+    with torch.no_grad():
+        for key in ("classifier.weight", "classifier.bias"):
+            rows = model.state_dict()[key]
+            for new, old in shared:
+                rows[new] = state[key][old]
+            state[key] = rows
+    state["temperature"].fill_(1)
+    model.load_state_dict(state)
+    return model, len(shared)
+
+
 def write_half_precision(source: Path, target: Path) -> None:
     """Write the weights of a checkpoint in float16, without training state or paths: for distribution."""
     content = load_checkpoint(source)

@@ -15,6 +15,7 @@ SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 SCHEDULERS = ("cosine", "plateau")
 DEVICES = ("auto", "cpu", "cuda")
 PREPROCESSING = ("glyph", "plain")
+CLASS_PRIORS = ("data", "uniform")
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "above 0")
@@ -111,6 +112,16 @@ class Config:
         type=int,
     )
     label_smoothing: float = setting(0.1, "share of the target spread over all classes", check=FRACTION)
+    class_prior: str = setting(
+        "data",
+        "data: frequent classes are the likelier answers; uniform: every class counts alike, in loss and validation",
+        choices=CLASS_PRIORS,
+    )
+    finetune: str | None = setting(
+        None,
+        "start from the weights of this checkpoint; classes that it does not know get new outputs",
+        type=str,
+    )
     warmup_epochs: float = setting(1.0, "epochs over which the cosine schedule warms up", check=NOT_NEGATIVE)
     seed: int = setting(
         42, "every random choice follows from it, the validation part of the data included", check=NOT_NEGATIVE

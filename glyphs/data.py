@@ -108,6 +108,10 @@ class TensorLoader:
         self.epoch = epoch
         self.first_step = first_step
 
+    def class_counts(self, num_classes: int) -> Tensor:
+        """int64 [num_classes]: images of each class."""
+        return torch.bincount(self.labels[self.index.to(self.labels.device)], minlength=num_classes)
+
     def fingerprint(self) -> int:
         """A checksum of the images and labels, to tell whether a resumed run sees the data it began with."""
         checksum = 0

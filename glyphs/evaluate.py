@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ TOP_K = 5
 CALIBRATION_BINS = 15  # as in arXiv 1706.04599
 LISTED = 10  # lines in each list of the misclassification analysis
 SHEET_IMAGES = 48
+LOOK_ALIKES = ("0Oo", "1Il", "5Ss", "2Zz", "9gq")  # characters that often nobody can tell apart out of context
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Evaluation:
     logits : float32 [N, C].
     labels : int64 [N], the true classes.
     mistake_images : uint8 [M, 1, H, W], the images of `mistakes`; None where images differ in size.
+    temperature : what the model had divided its logits by.
     """
 
     class_names: list[str]
     logits: Tensor
     labels: Tensor
     mistake_images: Tensor | None
+    temperature: float = 1.0
 
     @functools.cached_property
     def probabilities(self) -> Tensor:
@@ -57,6 +61,11 @@ class Evaluation:
     def confidences(self) -> Tensor:
         """float64 [N]: the probability of the predicted class."""
         return self.probabilities.gather(1, self.predictions[:, None]).squeeze(1)
+
+    @functools.cached_property
+    def uncalibrated_confidences(self) -> Tensor:
+        """float64 [N]: the confidences without the temperature."""
+        return (self.logits.double() * self.temperature).softmax(dim=1).amax(dim=1)
 
     @functools.cached_property
     def mistakes(self) -> Tensor:
@@ -150,6 +159,7 @@ class Evaluator:
             self._checked_logits(logits),
             self._checked_labels(labels),
             torch.cat(mistakes) if len({batch.shape[1:] for batch in mistakes}) == 1 else None,
+            self.model.temperature.item(),
         )
 
     def _checked_logits(self, batches: list[Tensor]) -> Tensor:
@@ -176,6 +186,20 @@ def as_bytes(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def merge(class_names: Sequence[str], groups: Sequence[str]) -> list[int]:
+    """For each class the first class that is in a group with it, or itself.
+
+    A letter that is no class of its own stands for its capital, which then means both.
+    """
+    merged = list(range(len(class_names)))
+    place = {name: at for at, name in enumerate(class_names)}
+    for group in groups:
+        members = sorted({place[name] for c in group for name in (c if c in place else c.upper(),) if name in place})
+        for member in members:
+            merged[member] = members[0]
+    return merged
+
+
 def metrics(evaluation: Evaluation) -> dict[str, int | float]:
     """The headline numbers.
 
@@ -188,8 +212,14 @@ def metrics(evaluation: Evaluation) -> dict[str, int | float]:
     loss : mean cross-entropy in nats, without label smoothing.
     ece : expected calibration error: how far confidence and accuracy lie apart, as the mean over 15 bins of
         equal width, weighted by their images (Guo et al. 2017, arXiv 1706.04599, equation 3).
+    ece_uncalibrated, temperature : the same without the temperature that the model divides its logits by; that.
+    merged_accuracy : with 0 O o, 1 I l, 5 S s, 2 Z z and 9 g q each counted as one class.
+    case_insensitive_accuracy : with the two cases of a letter counted as one class.
     """
     labels = evaluation.labels
+    correct = evaluation.predictions == labels
+    cases = [a + a.lower() for a in string.ascii_uppercase]
+    alike, either_case = (torch.tensor(merge(evaluation.class_names, groups)) for groups in (LOOK_ALIKES, cases))
     top = evaluation.logits.topk(min(TOP_K, len(evaluation.class_names)), dim=1).indices
     return {
         "n": len(labels),
@@ -198,23 +228,41 @@ def metrics(evaluation: Evaluation) -> dict[str, int | float]:
         "macro_accuracy": evaluation.class_accuracies.nanmean().item(),
         "top5_accuracy": (top == labels[:, None]).any(dim=1).double().mean().item(),
         "loss": F.cross_entropy(evaluation.logits.double(), labels).item(),
-        "ece": calibration_error(evaluation.confidences, evaluation.predictions == labels),
+        "ece": calibration_error(evaluation.confidences, correct),
+        "ece_uncalibrated": calibration_error(evaluation.uncalibrated_confidences, correct),
+        "temperature": evaluation.temperature,
+        "merged_accuracy": (alike[evaluation.predictions] == alike[labels]).double().mean().item(),
+        "case_insensitive_accuracy": (either_case[evaluation.predictions] == either_case[labels])
+        .double()
+        .mean()
+        .item(),
     }
 
 
-def calibration_error(confidences: Tensor, correct: Tensor) -> float:
-    """Expected calibration error of confidences, float64 [N] in 0..1; `correct` is bool [N]."""
+def calibration_bins(confidences: Tensor, correct: Tensor) -> Tensor:
+    """float64 [3, 15]: images, summed confidence and correct answers in each bin of confidence.
+
+    Parameters
+    ----------
+    confidences : float64 [N] in 0..1.
+    correct : bool [N].
+    """
     # Bin m holds the confidences in ((m - 1) / 15, m / 15], as in the paper.
     bins = (confidences * CALIBRATION_BINS).ceil().long().sub(1).clamp(min=0)
-    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins, correct.double() - confidences)
-    return gaps.abs().sum().item() / len(confidences)
+    sums = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
+    return sums.index_add_(1, bins, torch.stack([torch.ones_like(confidences), confidences, correct.double()]))
+
+
+def calibration_error(confidences: Tensor, correct: Tensor) -> float:
+    """Expected calibration error; arguments as for `calibration_bins`."""
+    images, confidence, right = calibration_bins(confidences, correct)
+    return float((confidence - right).abs().sum() / images.sum())
 
 
 def write_reports(
     evaluation: Evaluation, output_dir: Path, *, split: str, checkpoint: str
 ) -> dict[str, int | float | str]:
-    """Write the metrics, two text reports and four pictures into an existing folder, and return the metrics.
+    """Write the metrics, two text reports and five pictures into an existing folder, and return the metrics.
 
     Parameters
     ----------
@@ -237,6 +285,12 @@ def write_reports(
         evaluation.class_counts.numpy(),
         names,
         output_dir / "per_class_accuracy.png",
+    )
+    correct = evaluation.predictions == evaluation.labels
+    plots.plot_reliability(
+        calibration_bins(evaluation.confidences, correct).numpy(),
+        calibration_bins(evaluation.uncalibrated_confidences, correct).numpy(),
+        output_dir / "reliability_diagram.png",
     )
     if evaluation.mistake_images is not None:
         order = by_confidence(evaluation)[:SHEET_IMAGES]

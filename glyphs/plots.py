@@ -274,6 +274,43 @@ def plot_lr_finder(learning_rates: Sequence[float], losses: Sequence[float], sug
         axes.set_title(f"Suggested learning rate {suggestion:.1e}, where the loss falls fastest", fontsize=13)
 
 
+def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Path) -> None:
+    """How often the answers of each confidence are right, and how many there are; perfect is the diagonal.
+
+    Parameters
+    ----------
+    calibrated, uncalibrated : float [3, B], with and without temperature: images, summed confidence and correct
+        answers in each of B bins of equal width.
+    """
+    with _picture(path, 6.2, 6.4) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        top.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1.2, label="perfect")
+        errors = []
+        for (images, confidence, correct), name, colour, marker in (
+            (uncalibrated, "without temperature", ORANGE, "s"),
+            (calibrated, "with temperature", BLUE, "o"),
+        ):
+            errors.append(100 * np.abs(confidence - correct).sum() / images.sum())
+            some = images > 0
+            top.plot(
+                100 * confidence[some] / images[some],
+                100 * correct[some] / images[some],
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linewidth=1.6,
+                label=f"{name}: off by {errors[-1]:.1f} points",
+            )
+        edges = np.linspace(0, 100, len(calibrated[0]) + 1)
+        bottom.bar(edges[:-1], calibrated[0], width=np.diff(edges), align="edge", color=BLUE, edgecolor="white")
+        bottom.set_yscale("log")
+        top.set(title=f"Calibration error {errors[1]:.1f} points", ylabel="answers that are right (%)", ylim=(0, 101))
+        bottom.set(xlabel="confidence (%)", ylabel="images", xlim=(0, 101))
+        top.grid()
+        bottom.grid(axis="y")
+        top.legend(frameon=False, loc="upper left")
+
+
 def plot_misclassified(
     images: npt.NDArray[np.uint8],
     true_names: Sequence[str],

@@ -32,6 +32,13 @@ class Seekable(Protocol):
     def seek(self, epoch: int, first_step: int) -> None: ...
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """A loader that knows how many images of each class an epoch has: int64 [num_classes]."""
+
+    def class_counts(self, num_classes: int) -> Tensor: ...
+
+
 def choose_device(name: str) -> torch.device:
     """Turn `auto`, `cpu` or `cuda` into a device.
 

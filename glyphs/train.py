@@ -34,7 +34,7 @@ from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Loader, address, autocast_dtype, choose_device, fetch_steps, seed_everything
+from glyphs.runtime import Counted, Loader, address, autocast_dtype, choose_device, fetch_steps, seed_everything
 
 MAX_GRADIENT_NORM = 1.0
 PLATEAU_PATIENCE = 3  # epochs without a better validation loss before the plateau schedule lowers the rate
@@ -92,9 +92,42 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
     )
 
 
-def make_criterion(config: Config) -> nn.CrossEntropyLoss:
-    """Cross-entropy with label smoothing (arXiv 1512.00567, section 7)."""
-    return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+class LogitAdjustedLoss(nn.CrossEntropyLoss):
+    """Cross-entropy of logits to which the logarithm of each class's share of the data is added.
+
+    What the data's frequencies explain, the model then need not: its own logits are those of a uniform prior
+    (Menon et al., arXiv 2007.07314, equation 10).
+
+    Parameters
+    ----------
+    class_counts : [C], training images of each class.
+    """
+
+    def __init__(self, class_counts: Tensor, label_smoothing: float) -> None:
+        super().__init__(label_smoothing=label_smoothing)
+        self.log_prior: Tensor
+        counts = class_counts.double().clamp(min=1)
+        self.register_buffer("log_prior", (counts / counts.sum()).log().float())
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(logits + self.log_prior, labels)
+
+
+def make_criterion(config: Config, train_loader: Loader, num_classes: int) -> nn.CrossEntropyLoss:
+    """Cross-entropy with label smoothing (arXiv 1512.00567, section 7), for the class prior that the settings name.
+
+    Raises
+    ------
+    ConfigError : the prior is to be uniform, but the loader does not know how many images a class has.
+    """
+    if config.class_prior == "data":
+        return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    if not isinstance(train_loader, Counted):
+        raise ConfigError(
+            "class_prior 'uniform' needs a training loader with a method class_counts(num_classes); add one, or "
+            "choose 'data'"
+        )
+    return LogitAdjustedLoss(train_loader.class_counts(num_classes), config.label_smoothing)
 
 
 def cosine_with_warmup(progress: float, warmup: float) -> float:
@@ -145,7 +178,7 @@ class Trainer:
         self.num_steps = len(train_loader)
 
         self.dtype = autocast_dtype(self.device)
-        self.criterion = make_criterion(self.config)
+        self.criterion = make_criterion(self.config, train_loader, len(class_names)).to(self.device)
         self.optimizer = make_optimizer(model, self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.scheduler = self._make_scheduler()
@@ -270,20 +303,25 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self) -> tuple[float, float]:
-        """Mean cross-entropy (without label smoothing) and accuracy on the validation images."""
+        """Mean cross-entropy (without label smoothing) and accuracy on the validation images.
+
+        With a uniform class prior both are means over the classes, each of which counts alike.
+        """
         self.model.eval()
         # For a user's own loader that draws at random: a resumed run must see the same images.
         seed_everything(address(self.config.seed, "validation", self.epoch))
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(3, len(self.class_names), dtype=torch.float64, device=self.device)  # by class
         for images, labels in self.val_loader:
             images, labels = images.to(self.device), labels.to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
                 logits = self.model(images)
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            correct = (logits.argmax(1) == labels).sum()
-            totals += torch.stack([loss, correct, correct.new_full((), len(labels))])
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            correct = logits.argmax(1) == labels
+            totals.index_add_(1, labels, torch.stack([losses, correct, torch.ones_like(losses)]).double())
             self._stop_where_asked()
-        loss_sum, correct_sum, count = totals.tolist()
+        if self.config.class_prior == "uniform":
+            totals = (totals / totals[2])[:, totals[2] > 0]
+        loss_sum, correct_sum, count = totals.sum(1).tolist()
         if not math.isfinite(loss_sum):
             rate = self.optimizer.param_groups[0]["lr"]
             raise TrainingError(

@@ -18,11 +18,12 @@ from glyphs.checkpoint import (
     load_checkpoint,
     load_model,
     save_checkpoint,
+    start_from,
     write_checkpoint,
     write_half_precision,
 )
 from glyphs.config import Config
-from glyphs.errors import CheckpointError
+from glyphs.errors import CheckpointError, ConfigError
 from glyphs.model import EnhancedGlyphCNN
 from tests.conftest import refused
 
@@ -263,3 +264,29 @@ def test_compressed_file_is_refused_before_it_can_fill_memory(tmp_path: Path) ->
             small.writestr(name, plain.read(name))
     with refused(CheckpointError, tmp_path / "small.pth", "compressed"):
         load_checkpoint(tmp_path / "small.pth")
+
+
+def test_fine_tuning_starts_from_the_weights_and_keeps_the_outputs_of_known_classes(
+    saved: Path, model: EnhancedGlyphCNN
+) -> None:
+    damaged(saved, lambda content: content["model"]["temperature"].fill_(3))
+    started, known = start_from(saved, CONFIG, ["A", "new", "0"])
+    assert known == 2
+    theirs, ours = model.state_dict(), started.state_dict()
+    for key in ours:
+        if not key.startswith("classifier") and key != "temperature":
+            assert torch.equal(ours[key], theirs[key]), key
+    for key in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(ours[key][[0, 2]], theirs[key][[2, 0]])
+        assert not any(torch.equal(ours[key][1], row) for row in theirs[key])
+    assert started.temperature == 1
+
+
+def test_fine_tuning_the_other_architecture_names_the_flag(saved: Path) -> None:
+    with refused(ConfigError, saved, "add --no-use-residual"):
+        start_from(saved, Config(), NAMES)
+
+
+def test_a_checkpoint_from_before_calibration_loads(saved: Path) -> None:
+    damaged(saved, lambda content: content["model"].pop("temperature"))
+    assert load_model(saved)[0].temperature == 1

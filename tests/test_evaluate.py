@@ -1,5 +1,6 @@
 """Evaluation against numbers worked out by hand and by slow, independent loops."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -104,6 +105,31 @@ def test_top5_and_calibration_against_slow_loops() -> None:
     assert result["ece"] > 0.01
 
 
+def test_the_error_before_calibration_is_that_of_the_models_own_logits() -> None:
+    plain = random_evaluation()
+    calibrated = dataclasses.replace(plain, logits=plain.logits / 2.5, temperature=2.5)
+    before, after = metrics(plain), metrics(calibrated)
+    assert before["ece_uncalibrated"] == before["ece"]
+    assert after["ece_uncalibrated"] == pytest.approx(before["ece"])
+    assert after["ece"] != pytest.approx(before["ece"], rel=0.1)
+    assert (before["temperature"], after["temperature"]) == (1, 2.5)
+
+
+def test_look_alikes_and_cases_are_counted_as_one_class() -> None:
+    names = ["0", "1", "L", "O", "o", "q", "9", "x", "X"]
+    pairs = [("0", "o"), ("O", "0"), ("1", "L"), ("q", "9"), ("x", "X"), ("x", "q"), ("o", "O"), ("9", "9")]
+    labels, predictions = (torch.tensor([names.index(pair[i]) for pair in pairs]) for i in (0, 1))
+    logits = torch.nn.functional.one_hot(predictions, len(names)).float()
+    result = metrics(Evaluation(names, logits, labels, None))
+    assert result["accuracy"] == 1 / 8
+    assert result["merged_accuracy"] == 6 / 8  # L stands for l here; the two cases of x are no look-alikes
+    assert result["case_insensitive_accuracy"] == 3 / 8  # x X, o O and 9 9
+    capital_and_small = ["1", "L", "l"]
+    logits = torch.tensor([[0.0, 1, 0], [0, 0, 1]])
+    result = metrics(Evaluation(capital_and_small, logits, torch.tensor([0, 0]), None))
+    assert result["merged_accuracy"] == 1 / 2  # with a class l of its own, L is only a capital
+
+
 @pytest.mark.parametrize("kind", ["tensor", "dataloader", "float"])
 def test_evaluator_reads_any_loader(kind: str) -> None:
     expected = hand_made()
@@ -114,8 +140,10 @@ def test_evaluator_reads_any_loader(kind: str) -> None:
         "float": DataLoader(TensorDataset(images / 255, expected.labels), batch_size=1),
     }
     model = LookUp(expected.logits).train()
+    model.temperature.fill_(1.5)
     evaluation = Evaluator(model, NAMES).evaluate(loaders[kind])
     assert model.training
+    assert evaluation.temperature == 1.5
     assert torch.equal(evaluation.logits, expected.logits)
     assert torch.equal(evaluation.labels, expected.labels)
     assert evaluation.mistake_images is not None
@@ -209,11 +237,12 @@ def test_reports_are_all_there(tmp_path: Path) -> None:
         "confusion_matrix_normalized.png",
         "misclassified.png",
         "per_class_accuracy.png",
+        "reliability_diagram.png",
     ]
     for name in pictures:
         with Image.open(tmp_path / name) as picture:
             picture.load()
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 8
 
 
 def report_lines(folder: Path) -> list[str]:
@@ -233,4 +262,4 @@ def test_reports_without_a_mistake_and_with_names_in_other_scripts(tmp_path: Pat
     first_words = [line.split()[0] for line in report_lines(tmp_path) if line.split()]
     assert {"字", "ش", "a"} <= set(first_words)
     assert "b" not in first_words
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 8

@@ -19,7 +19,7 @@ LAYERS = (
     ("runtime", "idx", "augment", "preprocess", "model", "plots", "results", "pictures"),
     ("demo", "checkpoint", "folder"),
     ("data",),
-    ("train", "lr_finder", "evaluate", "predict"),
+    ("train", "lr_finder", "evaluate", "predict", "calibrate"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in (ROOT / "glyphs").glob("*.py") if path.stem != "__init__")

@@ -151,6 +151,15 @@ def test_lr_finder_survives_divergence(tmp_path: Path, texts: list[str], monkeyp
     assert f"Suggested learning rate {rates[25]:.1e}, where the loss falls fastest" in texts
 
 
+def test_reliability_says_how_far_confidence_is_off(tmp_path: Path, texts: list[str]) -> None:
+    images = np.array([0, 10, 90])
+    calibrated, uncalibrated = (np.stack([images, images * at, images * 0.8]) for at in (0.81, 0.7))
+    plots.plot_reliability(calibrated, uncalibrated, tmp_path / "a.png")
+    assert "Calibration error 1.0 points" in texts
+    assert {"with temperature: off by 1.0 points", "without temperature: off by 10.0 points"} <= set(texts)
+    size_of(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_misclassified(tmp_path: Path, texts: list[str], count: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)

@@ -188,6 +188,33 @@ def test_evaluate_alone_needs_only_the_checkpoint(
         assert value == (after_training[name] if isinstance(value, str) else pytest.approx(after_training[name], 1e-4))
 
 
+def test_the_best_model_is_calibrated_on_the_validation_images(whole: Path) -> None:
+    temperature = load_checkpoint(whole / "best_model.pth")["model"]["temperature"].item()
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["temperature"] == temperature != 1
+    assert metrics["ece"] != metrics["ece_uncalibrated"]
+
+
+def test_fine_tuning_goes_on_from_a_checkpoint_and_resumes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = whole / "best_model.pth"
+    finetune = ["--finetune", str(best), "--learning-rate", "1e-6", "--skip-eval", "--output-dir", str(tmp_path)]
+    main([*QUICK, "--epochs", "1", *finetune])
+    assert f"fine-tuning {best}, which knows 47 of the 47 classes" in capsys.readouterr().err
+    fine, before = (load_checkpoint(folder / "best_model.pth")["metrics"] for folder in (tmp_path, whole))
+    assert fine["val_accuracy"] > before["val_accuracy"] - 0.05  # from nothing, this rate would learn nothing
+    assert fine["epoch"] == 1
+    main(["--resume", "--epochs", "2", "--skip-eval", "--output-dir", str(tmp_path)])
+    assert "fine-tuning" not in capsys.readouterr().err
+
+
+def test_fine_tuning_from_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.pth: there is no such checkpoint"):
+        quick(tmp_path, "--finetune", str(tmp_path / "none.pth"))
+    assert not (tmp_path / "best_model.pth").exists()
+
+
 def test_evaluate_refuses_data_of_other_classes(whole: Path, tmp_path: Path) -> None:
     write_emnist(tmp_path / "data", "digits")
     arguments = ["--dataset", "emnist", "--split", "digits", "--data-dir", str(tmp_path / "data")]

@@ -184,10 +184,54 @@ def test_gradients_are_clipped_at_norm_one(tmp_path: Path) -> None:
 
 
 def test_labels_are_smoothed(tmp_path: Path) -> None:
-    criterion = make_criterion(make_config(tmp_path, label_smoothing=0.3))
+    criterion = make_criterion(make_config(tmp_path, label_smoothing=0.3), [], 4)
     logits = torch.tensor([[2.0, 0.0, -1.0]])
     target = torch.tensor([[0.8, 0.1, 0.1]])
     assert criterion(logits, torch.tensor([0])) == pytest.approx(float(-(target * logits.log_softmax(1)).sum()))
+
+
+def skewed_loaders() -> tuple[TensorLoader, TensorLoader]:
+    """Six images of a, two of b, one of c; no shuffling, one batch."""
+    images, labels = torch.rand(9, 1, 28, 28), torch.tensor([0] * 6 + [1] * 2 + [2])
+    return TensorLoader(images, labels, 9), TensorLoader(images, labels, 9)
+
+
+def test_a_uniform_prior_adds_the_classes_shares_to_the_logits_of_the_loss(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, skewed_loaders(), class_prior="uniform", label_smoothing=0.2)
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    expected = nn.functional.cross_entropy(logits + torch.tensor([6, 2, 1]).log(), labels, label_smoothing=0.2)
+    torch.testing.assert_close(trainer.criterion(logits, labels), expected)
+
+
+@torch.no_grad()
+def test_a_uniform_prior_lets_every_class_count_alike_in_validation(tmp_path: Path) -> None:
+    loaders = skewed_loaders()
+    by_image = make_trainer(tmp_path, loaders)
+    by_class = make_trainer(tmp_path, loaders, class_prior="uniform")
+    by_class.model.load_state_dict(by_image.model.state_dict())
+    logits, labels = by_image.model.eval()(loaders[0].images), loaders[0].labels
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    right = (logits.argmax(1) == labels).float()
+    assert 0 < right.sum() < 9  # so that the two means differ
+    for trainer, weights in (
+        (by_image, torch.full((9,), 1 / 9)),
+        (by_class, torch.tensor([1 / 18] * 6 + [1 / 6] * 2 + [1 / 3])),
+    ):
+        assert trainer.validate() == pytest.approx([float((losses * weights).sum()), float((right * weights).sum())])
+
+
+def test_a_class_without_validation_images_does_not_count(tmp_path: Path) -> None:
+    train, _ = skewed_loaders()
+    val = TensorLoader(train.images, train.labels, 9, index=torch.arange(8))  # none of c
+    loss, accuracy = make_trainer(tmp_path, (train, val), class_prior="uniform").validate()
+    assert math.isfinite(loss)
+    assert 0 <= accuracy <= 1
+
+
+def test_a_uniform_prior_needs_a_loader_that_counts_its_classes(tmp_path: Path) -> None:
+    loader = DataLoader(Noisy(), batch_size=4)
+    with pytest.raises(ConfigError, match=r"class_prior 'uniform' needs .* class_counts"):
+        make_trainer(tmp_path, (loader, loader), class_prior="uniform")
 
 
 @pytest.mark.parametrize(
