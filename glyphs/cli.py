@@ -37,7 +37,9 @@ def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[
             field = fields[name]
             metadata = field.metadata
             flag = "--" + (metadata["flag"] or name).replace("_", "-")
-            default = "all" if field.default is None else field.default
+            default = field.default
+            if default is None:
+                default = "all" if metadata["type"] is int else "none"
             options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
             if metadata["type"] is bool:
                 default = "on" if field.default else "off"
@@ -47,7 +49,7 @@ def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[
                 if metadata["choices"]:
                     options["choices"] = metadata["choices"]
                 else:
-                    options["metavar"] = {int: "N", float: "X", str: "DIR"}[metadata["type"]]
+                    options["metavar"] = {int: "N", float: "X", str: "PATH"}[metadata["type"]]
             group.add_argument(flag, help=f"{metadata['help']} (default: {default})", **options)
 
 

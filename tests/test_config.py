@@ -49,6 +49,8 @@ OTHERS: dict[str, tuple[Any, list[str]]] = {
     "preprocess": ("plain", ["--preprocess", "plain"]),
     "max_train_images": (1000, ["--max-train-images", "1000"]),
     "label_smoothing": (0.0, ["--label-smoothing", "0"]),
+    "class_prior": ("uniform", ["--class-prior", "uniform"]),
+    "finetune": ("best.pth", ["--finetune", "best.pth"]),
     "warmup_epochs": (0.5, ["--warmup-epochs", "0.5"]),
     "seed": (0, ["--seed", "0"]),
     "deterministic": (True, ["--deterministic"]),
@@ -230,7 +232,9 @@ def test_flag_sets_its_setting_and_no_other(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_help_of_every_flag_states_its_default(name: str) -> None:
     default = get_default_config()[name]
-    words = {"True": "on", "False": "off", "None": "all"}.get(str(default), str(default))
+    words = {"True": "on", "False": "off", "None": "none"}.get(str(default), str(default))
+    if name == "max_train_images":
+        words = "all"
     text = setting_actions()[name].help or ""
     assert text.endswith(f"(default: {words})")
     assert len(text) > len(f"(default: {words})") + 5  # and what the setting is
