@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.throughput import CLASSES, best_copy, make_trainer, wait_for
+from glyphs.cli import run
 from glyphs.folder import IMAGE_BYTES, INDEX, PIXELS, Store
 from glyphs.runtime import choose_device, describe_device, fetch_steps, limit_threads
 from glyphs.train import Trainer
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

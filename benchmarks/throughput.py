@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import glyphs.model
+from glyphs.cli import run
 from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.data import Augmentation, TensorLoader
@@ -250,4 +251,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))
