@@ -4,8 +4,8 @@
 
 Writes a cache of random glyphs, as `--dataset folder` keeps it, into a temporary folder (784 MB a million), opens it,
 and shows the resident memory: what the process itself holds (anonymous), and the pages of the file that the system
-lends to it, which lie in its page cache anyway and which it takes back when memory is short.  Then the speed of whole
-epochs of batches (gather, augment) and of training steps, on the mapped file and on a copy in memory, in turns.
+lends to it, which lie in its page cache anyway and which it takes back when memory is short.  Then the speed of batches
+(gather, augment) over whole epochs and of training steps, on the mapped file and on a copy in memory, in turns.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from itertools import islice
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -57,22 +57,23 @@ def show_memory(moment: str) -> None:
     print(f"{moment:42}{anonymous:14,.0f}{mapped:14,.0f}")
 
 
-def gather_epoch(trainer: Trainer, epoch: int) -> tuple[float, float]:
-    """Batches of a whole epoch: images/s, and the highest anonymous memory meanwhile."""
-    highest, started = 0.0, time.perf_counter()
-    for step, _ in fetch_steps(trainer.train_loader, 0, epoch):
-        if step % SAMPLE_EVERY == 0:
-            highest = max(highest, resident()[0])
-    seconds = wait_for(trainer.device) - started
-    return trainer.num_steps * trainer.config.batch_size / seconds, highest
+def gather_epoch(trainer: Trainer) -> float:
+    """Make the batches of a whole epoch; returns the highest anonymous memory meanwhile."""
+    return max(resident()[0] for step, _ in fetch_steps(trainer.train_loader, 0, 0) if step % SAMPLE_EVERY == 0)
 
 
-def training_rate(trainer: Trainer, epoch: int, steps: int) -> float:
-    """Images/s of that many training steps."""
-    started = time.perf_counter()
-    for _, batch in islice(fetch_steps(trainer.train_loader, 0, epoch), steps):
-        trainer._train_step(*batch)
-    return steps * trainer.config.batch_size / (wait_for(trainer.device) - started)
+def rates(trainers: tuple[Trainer, ...], epoch: int, steps: int, train: bool) -> list[float]:
+    """Images/s of each trainer, from the median step; they take turns at every step, so that noise meets all alike."""
+    loops = [fetch_steps(trainer.train_loader, 0, epoch) for trainer in trainers]
+    seconds: list[list[float]] = [[] for _ in trainers]
+    for _ in range(steps):
+        for trainer, loop, times in zip(trainers, loops, seconds, strict=True):
+            started = wait_for(trainer.device)
+            _, batch = next(loop)
+            if train:
+                trainer._train_step(*batch)
+            times.append(wait_for(trainer.device) - started)
+    return [t.config.batch_size / statistics.median(times) for t, times in zip(trainers, seconds, strict=True)]
 
 
 def main() -> None:
@@ -102,24 +103,22 @@ def main() -> None:
         labels = torch.randint(CLASSES, (count,))
         mapped = make_trainer(images, labels, batch_size, device)
         show_memory("index let go, pixels mapped, model made")
-        _, highest = gather_epoch(mapped, 0)
+        highest = gather_epoch(mapped)
         show_memory("after an epoch of batches")
         print(f"{'highest during that epoch':42}{highest:14,.0f}")
 
         memory = make_trainer(images.clone(), labels, batch_size, device)
         show_memory("with a copy of the pixels in memory")
-        rates: dict[str, list[float]] = {}
+        table: dict[str, list[float]] = defaultdict(list)
         for number in range(1, arguments.rounds + 1):
-            copy = best_copy(torch.device("cpu"))
-            pairs = {"batches": [gather_epoch(t, number)[0] for t in (mapped, memory)]}
-            pairs["training"] = [training_rate(t, number, arguments.steps) for t in (mapped, memory)]
-            for name, (of_file, of_memory) in pairs.items():
-                rates.setdefault(f"{name}, mapped, images/s", []).append(of_file)
-                rates.setdefault(f"{name}, in memory, images/s", []).append(of_memory)
-                rates.setdefault(f"{name}, mapped to in memory, %", []).append(100 * of_file / of_memory)
-            rates.setdefault("memory copy, GB/s", []).append(copy / 1e9)
+            for name, steps in (("batches", mapped.num_steps), ("training", arguments.steps)):
+                of_file, of_memory = rates((mapped, memory), number, steps, name == "training")
+                table[f"{name}, mapped, images/s"].append(of_file)
+                table[f"{name}, in memory, images/s"].append(of_memory)
+                table[f"{name}, mapped to in memory, %"].append(100 * of_file / of_memory)
+            table["memory copy, GB/s"].append(best_copy(torch.device("cpu")) / 1e9)
     print(f"{'':42}{'median':>14}{'lowest':>14}{'highest':>14}")
-    for name, values in rates.items():
+    for name, values in table.items():
         print(f"{name:42}{statistics.median(values):14,.1f}{min(values):14,.1f}{max(values):14,.1f}")
 
 
