@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -182,9 +183,11 @@ class Store:
 
     def images(self) -> Tensor:
         """uint8 [M, 1, 28, 28], read from disk as they are used."""
-        # Copy on write: torch warns of arrays that cannot be written to, and nobody writes.
-        shape = (self.count, 1, SIDE, SIDE)
-        return torch.from_numpy(np.memmap(self.folder / PIXELS, np.uint8, mode="c", shape=shape))
+        # Read-only: of a mapping that may be written to, Linux refuses one that is larger than memory.
+        pixels = np.memmap(self.folder / PIXELS, np.uint8, mode="r", shape=(self.count, 1, SIDE, SIDE))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+            return torch.from_numpy(pixels)
 
     def _append(self, pictures: list[Picture], pixels: BinaryIO, index: BinaryIO) -> None:
         lines: list[bytes] = []

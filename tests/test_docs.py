@@ -14,6 +14,7 @@ from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
+PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md"]
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
@@ -34,7 +35,7 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_command_parses(document: Path) -> None:
     commands = [
         part
@@ -67,18 +68,18 @@ def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: 
         exec(compile(example, document.name, "exec"), {"__name__": "example"})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_flag_named_exists(document: Path) -> None:
     known = set(re.findall(FLAG, "".join(build().format_help() for build in PARSERS.values()))) | benchmark_flags()
     text = re.sub(r"(pip install|ruff|pytest|mypy)[^\n`]*", "", document.read_text(encoding="utf-8"))
     assert set(re.findall(FLAG, text)) <= known
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
+        assert (document.parent / target).exists(), target
 
 
 def test_the_file_tree_is_the_real_one() -> None:

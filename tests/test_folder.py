@@ -18,7 +18,7 @@ from glyphs.config import Config
 from glyphs.data import get_data_loaders
 from glyphs.demo import FONTS, draw_master
 from glyphs.errors import DataError
-from glyphs.folder import FLUSH_EVERY, INDEX, PIXELS, SKIPPED, FolderData, load_folders, prepare
+from glyphs.folder import FLUSH_EVERY, IMAGE_BYTES, INDEX, PIXELS, SKIPPED, FolderData, Store, load_folders, prepare
 from glyphs.preprocess import Mode, preprocess
 
 
@@ -245,3 +245,13 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
     draw(tmp_path / "data" / "train" / "0.png", "T")
     assert load(tmp_path).class_names == ["3", "A", "B", "train"]
+
+
+def test_a_cache_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    store = Store(tmp_path, tmp_path, "glyph")
+    store.count = 2 * memory // IMAGE_BYTES
+    os.truncate(tmp_path / PIXELS, store.count * IMAGE_BYTES)  # all holes: it takes no room on the disk
+    images = store.images()
+    assert images.shape == (store.count, 1, 28, 28)
+    assert images[-1].max() == 0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from glyphs.checkpoint import load_checkpoint
@@ -19,7 +20,7 @@ from glyphs.config import Config
 from glyphs.data import Augmentation, TensorLoader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, TrainingError
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Batch, Loader, seed_everything
+from glyphs.runtime import Batch, Loader, fetch_steps, seed_everything
 from glyphs.train import (
     BEST_MODEL,
     LATEST_CHECKPOINT,
@@ -417,3 +418,32 @@ def test_tensorboard_missing_is_one_clear_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         make_trainer(tmp_path, tensorboard=True).fit()
+
+
+# Operators whose result the CPU has to see: on a GPU, each waits until everything before it is done.
+WAITING = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"}
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of all operators that run under it, the backward pass included."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("use_residual", [False, True])
+def test_no_step_waits_for_the_device(tmp_path: Path, use_residual: bool) -> None:
+    trainer = make_trainer(tmp_path, use_residual=use_residual)
+    with Operators() as operators:
+        for step, batch in fetch_steps(trainer.train_loader, 0, 0):
+            trainer.step_stats[step] = trainer._train_step(*batch)
+    assert {"aten.index", "aten.convolution_backward", "aten._fused_adamw_"} <= operators.names
+    assert not operators.names & WAITING
+    with operators:
+        trainer.step_stats.sum().item()
+    assert operators.names & WAITING  # so it would have been noticed

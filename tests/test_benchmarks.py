@@ -1,0 +1,79 @@
+"""The benchmarks run from end to end, and count what they say they count."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.throughput import make_trainer, operations, random_images, write_emnist
+from tests.conftest import run_python
+
+CPU = torch.device("cpu")
+
+
+def table(*command: str) -> dict[str, list[float]]:
+    """The figures that a benchmark prints, by the name of their row."""
+    result = run_python(*command, timeout=600)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^(.*?\S)((?: +-?[\d,.]+)+)$", result.stdout, re.MULTILINE)
+    return {name.strip(): [float(figure.replace(",", "")) for figure in figures.split()] for name, figures in rows}
+
+
+def test_throughput_compares_training_with_the_limits_and_with_the_obvious_way() -> None:
+    figures = table("benchmarks/throughput.py", "--batch-size", "16", "--steps", "1", "--rounds", "1")
+    rate, product = figures["training, images/s"][0], figures["matrix product, GFLOP/s"][0]
+    assert figures["training as direct convolutions, GFLOP/s"][0] == pytest.approx(rate * 0.4216, rel=0.02, abs=0.1)
+    share = 100 * figures["training as direct convolutions, GFLOP/s"][0] / product
+    assert figures["of the matrix product, %"][0] == pytest.approx(share, rel=0.05, abs=0.1)
+    parts = ("gather and augment, ms a step", "forward and backward (the rest)", "clip and update")
+    assert sum(figures[part][0] for part in parts) == pytest.approx(16e3 / rate, rel=0.05, abs=0.2)
+    assert figures["memory copy, GB/s"][0] > 0
+    slow, factor = figures["the obvious way, images/s"][0], figures["training is faster by a factor of"][0]
+    assert factor == pytest.approx(rate / slow, rel=0.1)
+
+
+def test_winograd_saves_two_fifths_of_the_arithmetic() -> None:
+    trainer = make_trainer(*random_images(16), 16, CPU)
+    nominal, real = operations(trainer, 8), operations(trainer, 16)
+    # Three times the forward pass, but for the images' own gradient, which nobody needs.
+    assert nominal == pytest.approx(2 * (3 * 70.3e6 - 14 * 14 * 32 * 36), rel=0.001)
+    assert 0.55 < real / nominal < 0.65
+
+
+def test_the_obvious_way_reads_the_images_that_were_written(tmp_path: Path) -> None:
+    from torchvision.datasets import EMNIST
+
+    images, labels = random_images(20)
+    write_emnist(tmp_path, images, labels)
+    dataset = EMNIST(tmp_path, "balanced", train=True)
+    assert torch.equal(dataset.data, images[:, 0])
+    assert torch.equal(dataset.targets, labels)
+
+
+def test_time_to_accuracy_stops_the_clock_at_the_target() -> None:
+    figures = table(
+        "benchmarks/time_to_accuracy.py", "--dataset", "demo", "--max-train-images", "64", "--batch-size", "32",
+        "--epochs", "2", "--seeds", "2", "--targets", "0", "99.9", "--device", "cpu",
+    )  # fmt: skip
+    runs, mean, *_ = figures["seconds to 0 %"]
+    assert runs == 2
+    epochs, epoch, *_ = figures["seconds an epoch"]
+    assert epochs == 4
+    assert 0 < mean < 2 * epoch
+    assert figures["seconds to 99.9 %"] == [0]
+    assert 0 <= figures["accuracy at the end, %"][1] < 99.9
+
+
+def test_large_dataset_holds_only_a_copy_in_memory(tmp_path: Path) -> None:
+    figures = table(
+        "benchmarks/large_dataset.py", "--glyphs", "50000", "--batch-size", "500", "--steps", "1", "--rounds", "1",
+        "--device", "cpu",
+    )  # fmt: skip
+    before, _ = figures["index let go, pixels mapped, model made"]
+    after, mapped = figures["after an epoch of batches"]
+    in_memory, _ = figures["with a copy of the pixels in memory"]
+    pixels = 50_000 * 784 / 1e6
+    assert after - before < pixels / 2 < in_memory - after
+    assert mapped > pixels
+    assert figures["training, mapped to in memory, %"][0] > 0
