@@ -5,16 +5,19 @@ python enhanced_glyph_recognition.py --dataset demo --epochs 5     try it: no do
 python enhanced_glyph_recognition.py                               EMNIST-Balanced, 47 classes
 python enhanced_glyph_recognition.py --resume                      go on with a run that was stopped
 python enhanced_glyph_recognition.py --evaluate outputs/best_model.pth
+torchrun --nproc-per-node 4 enhanced_glyph_recognition.py          on four GPUs, or four CPU processes
 """
 
 # Only what parsing needs is imported here, so that --help and wrong arguments are answered at once.
 import argparse
+import contextlib
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, import_public, run
+from glyphs.cli import add_settings, given_settings, import_public, launched, run, silence
 from glyphs.config import Config, read_config
 from glyphs.errors import CheckpointError, ConfigError
 
@@ -101,10 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    if launched() and os.environ["LOCAL_RANK"] != "0":
+        silence()  # wrong arguments are the same for all processes
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.lr_finder and (arguments.resume is not None or arguments.evaluate):
         parser.error("--lr-finder belongs to a new run, not to --resume or --evaluate")
+    if arguments.lr_finder and launched():
+        parser.error("--lr-finder runs in one process: find the rate without torchrun, then give it to --learning-rate")
     if arguments.accept_lr and not arguments.lr_finder:
         parser.error("--accept-lr needs --lr-finder")
     if arguments.evaluate and arguments.skip_eval:
@@ -112,8 +119,17 @@ def main(argv: list[str] | None = None) -> None:
     given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
     config = Config.from_dict(given)
 
+    from glyphs.distributed import process_group
+
+    with process_group():
+        work(arguments, given, config)
+
+
+def work(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
+    """Do what the arguments ask for, with these settings; `given` are those that are not defaults."""
     from glyphs.checkpoint import load_checkpoint, load_model
     from glyphs.data import get_test_loader
+    from glyphs.distributed import barrier, rank
     from glyphs.files import claim_folder
     from glyphs.runtime import (
         choose_device,
@@ -134,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
         if not resume_from.exists():  # else its folder would be made, to lock it
             raise CheckpointError(f"{resume_from}: there is no such checkpoint; check the path, or start a run")
     # Locked before it is read: another process may be about to write it.
-    with claim_folder(output_dir):
+    with claim_folder(output_dir) if rank() == 0 else contextlib.nullcontext():
+        barrier()
         checkpoint = None
         if arguments.resume is not None:
             checkpoint = load_checkpoint(resume_from)
@@ -169,6 +186,7 @@ def train(
 ) -> "tuple[Config, DataLoaders]":
     """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
     from glyphs.data import get_data_loaders
+    from glyphs.distributed import rank
     from glyphs.model import EnhancedGlyphCNN
     from glyphs.runtime import address, describe_device, seed_everything
     from glyphs.train import LATEST_CHECKPOINT, Trainer
@@ -187,7 +205,7 @@ def train(
     output_dir = Path(config.output_dir)
     if arguments.lr_finder:
         config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
-    if checkpoint is None:
+    if checkpoint is None and rank() == 0:
         clear_reports(output_dir, keep="lr_finder.png" if arguments.lr_finder else None)
     trainer = Trainer(model, data.train, data.val, config, data.class_names)
     if checkpoint is not None:
@@ -197,7 +215,7 @@ def train(
             raise CheckpointError(f"{arguments.resume or output_dir / LATEST_CHECKPOINT}: {error}") from None
         say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
-    if not arguments.skip_eval:
+    if not arguments.skip_eval and rank() == 0:
         from glyphs.plots import plot_training_history
 
         plot_training_history(history, output_dir / "training_history.png")
@@ -268,10 +286,13 @@ def evaluate(
     model: "EnhancedGlyphCNN", path: Path, loader: "TensorLoader", class_names: list[str], config: Config
 ) -> None:
     """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
+    from glyphs.distributed import rank
     from glyphs.evaluate import Evaluator, write_reports
 
     split = config.emnist_split if config.dataset == "emnist" else config.dataset
     evaluation = Evaluator(model, class_names).evaluate(loader)
+    if rank() > 0:
+        return
     metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "

@@ -19,6 +19,7 @@ from PIL import Image
 
 from enhanced_glyph_recognition import REPORTS, main
 from glyphs.checkpoint import load_checkpoint
+from glyphs.distributed import Orders
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
 from glyphs.train import Trainer
@@ -226,7 +227,7 @@ def test_without_a_terminal_the_suggestion_is_taken_and_said_so(
 def interrupt_after_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave an unfinished run in the folder."""
 
-    def save_and_stop(trainer: Trainer) -> None:
+    def save_and_stop(trainer: Trainer, orders: Orders) -> None:
         trainer.save()
         raise KeyboardInterrupt
 
