@@ -12,6 +12,7 @@ torchrun --nproc-per-node 4 enhanced_glyph_recognition.py          on four GPUs,
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ SETTING_GROUPS = {
     "augmentation": ("rotation_degree", "affine_degree", "translate"),
     "run": ("output_dir", "device", "seed", "deterministic", "checkpoint_every", "tensorboard"),
 }
+# What evaluation needs besides training; that one is missing should be known before the training.
+EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
 # What a run writes besides its checkpoints; a new run in the folder of a finished one clears them away.
 REPORTS = (
     "history.csv",
@@ -191,9 +194,9 @@ def train(
     from glyphs.runtime import address, describe_device, seed_everything
     from glyphs.train import LATEST_CHECKPOINT, Trainer
 
-    if not arguments.skip_eval:
-        import glyphs.evaluate  # noqa: F401 - a package that it misses should be known before the training
-
+    for package in () if arguments.skip_eval else EVALUATION_PACKAGES:
+        if importlib.util.find_spec(package) is None:  # importing them would take two seconds
+            raise ModuleNotFoundError(name=package)
     data = get_data_loaders(config, device)
     seed_everything(address(config.seed, "weights"))
     model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual).to(device)

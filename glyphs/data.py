@@ -145,7 +145,7 @@ class TensorLoader:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             rows = batch[self.part]
             images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-            if self.augmentation is not None:
+            if self.augmentation is not None and len(rows) > 0:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
                 images = augment(
                     images,

@@ -115,7 +115,8 @@ def use_deterministic_algorithms(on: bool) -> None:
     if on:
         # cuBLAS reads this when it first starts; without it PyTorch refuses to promise determinism.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports PyTorch's compiler, for a second or two
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = not on
 
 
