@@ -52,7 +52,10 @@ def process_group() -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
         yield
     except BaseException as error:
-        end(error, first=store.add("failures", 1) == 1)
+        first = True
+        with contextlib.suppress(RuntimeError):  # the store is torchrun's, which may be gone
+            first = store.add("failures", 1) == 1
+        end(error, first=first)
     dist.destroy_process_group()
 
 
@@ -135,10 +138,16 @@ def average_gradients(model: nn.Module, device: torch.device) -> nn.Module:
 
     Batch norm uses the statistics of the whole batch on CUDA (SyncBatchNorm, into which the model's layers are
     converted), those of each process's own images on CPUs, where PyTorch has no such layer.
+
+    Raises
+    ------
+    ConfigError : some processes compute on CUDA and others on the CPU.
     """
     if world_size() == 1:
         return model
     cuda = device.type == "cuda"
+    if int(total(torch.tensor(int(cuda)))) not in (0, world_size()):
+        raise ConfigError("some of the processes have a CUDA device, others none; use --device cpu, or other nodes")
     if cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.scaling import ring_seconds, step_time
 from glyphs.checkpoint import load_checkpoint
 from glyphs.cli import Interrupted
 from glyphs.config import Config
 from glyphs.data import Augmentation, TensorLoader
-from glyphs.distributed import barrier, in_turn, process_group, rank, world_size
+from glyphs.distributed import average_gradients, barrier, in_turn, process_group, rank, world_size
 from glyphs.errors import ConfigError, DataError
 from glyphs.evaluate import Evaluation, Evaluator
 from glyphs.model import EnhancedGlyphCNN
@@ -110,6 +111,8 @@ def compute(folder: Path) -> None:
     resumed.resume(load_checkpoint(folder / "stopped" / LATEST_CHECKPOINT))
     result["resumed_at"] = (resumed.epoch, resumed.step)
     resumed.fit()
+    with refused(ConfigError, "CUDA", "--device cpu"):
+        average_gradients(nn.Linear(1, 1), torch.device("cuda" if rank() == 0 else "cpu"))
     images, labels = make_images(8, 1)
     with refused(ConfigError, "2 processes", "DataLoader", "TensorLoader"):
         own_share(DataLoader(TensorDataset(images, labels)))
@@ -280,6 +283,23 @@ def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
     assert status == 1
     assert stderr.count("error: ") == 1, stderr
     assert f"error: {tmp_path / 'none'}: cannot be read" in stderr
+
+
+def test_processes_that_did_not_join_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with refused(ConfigError, "torchrun started 2 processes", "process_group"):
+        trainer_of(tmp_path)
+
+
+def test_what_scaling_is_derived_from() -> None:
+    # Two devices exchange half of the data twice; eight send fourteen messages of an eighth each.
+    assert ring_seconds(1, 8e6, 1e9, 1e-3) == 0
+    assert ring_seconds(2, 8e6, 1e9, 1e-3) == pytest.approx(2e-3 + 8e-3)
+    assert ring_seconds(8, 8e6, 1e9, 1e-3) == pytest.approx(14e-3 + 14e-3)
+    measured = {4: 1.0, 16: 2.0, 32: 4.0}
+    sizes = (1, 4, 10, 16, 24, 32, 64)
+    assert [step_time(size, measured) for size in sizes] == pytest.approx([1.0, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0])
 
 
 if __name__ == "__main__":

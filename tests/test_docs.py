@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 import enhanced_glyph_recognition
 import inference
@@ -14,6 +15,7 @@ from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
+PAGES = [*DOCUMENTS, ROOT / "docs" / "SCALING.md"]
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
@@ -34,18 +36,21 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_command_parses(document: Path) -> None:
     commands = [
         part
         for block in blocks(document, "bash")
         for line in block.splitlines()
         for part in line.split("#")[0].split("&&")
-        if part.strip().startswith("python ")
+        if part.strip().startswith(("python ", "torchrun "))
     ]
     assert len(commands) >= 2
     for command in commands:
-        _, script, *arguments = shlex.split(command)
+        program, script, *arguments = shlex.split(command)
+        if program == "torchrun":
+            torchrun = get_args_parser().parse_args([script, *arguments])
+            script, arguments = torchrun.training_script, torchrun.training_script_args
         if script in PARSERS:
             PARSERS[script]().parse_args(arguments)
         elif script.startswith("benchmarks/"):
@@ -67,18 +72,19 @@ def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: 
         exec(compile(example, document.name, "exec"), {"__name__": "example"})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_flag_named_exists(document: Path) -> None:
-    known = set(re.findall(FLAG, "".join(build().format_help() for build in PARSERS.values()))) | benchmark_flags()
+    helps = "".join(build().format_help() for build in [*PARSERS.values(), get_args_parser])
+    known = set(re.findall(FLAG, helps)) | benchmark_flags()
     text = re.sub(r"(pip install|ruff|pytest|mypy)[^\n`]*", "", document.read_text(encoding="utf-8"))
     assert set(re.findall(FLAG, text)) <= known
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
+        assert (document.parent / target).exists(), target
 
 
 def test_the_file_tree_is_the_real_one() -> None:
