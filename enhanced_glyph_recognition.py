@@ -5,16 +5,20 @@ python enhanced_glyph_recognition.py --dataset demo --epochs 5     try it: no do
 python enhanced_glyph_recognition.py                               EMNIST-Balanced, 47 classes
 python enhanced_glyph_recognition.py --resume                      go on with a run that was stopped
 python enhanced_glyph_recognition.py --evaluate outputs/best_model.pth
+torchrun --nproc-per-node 4 enhanced_glyph_recognition.py          on four GPUs, or four CPU processes
 """
 
 # Only what parsing needs is imported here, so that --help and wrong arguments are answered at once.
 import argparse
+import contextlib
 import dataclasses
+import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, import_public, run
+from glyphs.cli import add_settings, given_settings, import_public, launched, run, silence
 from glyphs.config import Config, read_config
 from glyphs.errors import CheckpointError, ConfigError
 
@@ -54,6 +58,8 @@ SETTING_GROUPS = {
     "augmentation": ("rotation_degree", "affine_degree", "translate"),
     "run": ("output_dir", "device", "seed", "deterministic", "checkpoint_every", "tensorboard"),
 }
+# What evaluation needs besides training; that one is missing should be known before the training.
+EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
 # What a run writes besides its checkpoints; a new run in the folder of a finished one clears them away.
 REPORTS = (
     "history.csv",
@@ -103,10 +109,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    if launched() and os.environ["LOCAL_RANK"] != "0":
+        silence()  # wrong arguments are the same for all processes
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.lr_finder and (arguments.resume is not None or arguments.evaluate):
         parser.error("--lr-finder belongs to a new run, not to --resume or --evaluate")
+    if arguments.lr_finder and launched():
+        parser.error("--lr-finder runs in one process: find the rate without torchrun, then give it to --learning-rate")
     if arguments.accept_lr and not arguments.lr_finder:
         parser.error("--accept-lr needs --lr-finder")
     if arguments.evaluate and arguments.skip_eval:
@@ -114,9 +124,17 @@ def main(argv: list[str] | None = None) -> None:
     given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
     config = Config.from_dict(given)
 
-    from glyphs.calibrate import calibrate_checkpoint
+    from glyphs.distributed import process_group
+
+    with process_group():
+        work(arguments, given, config)
+
+
+def work(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
+    """Do what the arguments ask for, with these settings; `given` are those that are not defaults."""
     from glyphs.checkpoint import load_checkpoint, load_model
     from glyphs.data import get_test_loader
+    from glyphs.distributed import barrier, rank
     from glyphs.files import claim_folder
     from glyphs.runtime import (
         choose_device,
@@ -137,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         if not resume_from.exists():  # else its folder would be made, to lock it
             raise CheckpointError(f"{resume_from}: there is no such checkpoint; check the path, or start a run")
     # Locked before it is read: another process may be about to write it.
-    with claim_folder(output_dir):
+    with claim_folder(output_dir) if rank() == 0 else contextlib.nullcontext():
+        barrier()
         checkpoint = None
         if arguments.resume is not None:
             checkpoint = load_checkpoint(resume_from)
@@ -155,8 +174,12 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 path = output_dir / BEST_MODEL
                 config, data = train(arguments, config, checkpoint, device)
-                temperature = calibrate_checkpoint(path, data.val, device)
-                say(f"calibrated on the validation images: temperature {temperature:.2f}")
+                if rank() == 0:
+                    from glyphs.calibrate import calibrate_checkpoint  # not before training: SciPy takes its time
+
+                    temperature = calibrate_checkpoint(path, data.val, device)
+                    say(f"calibrated on the validation images: temperature {temperature:.2f}")
+                barrier()  # before the others read it
                 if arguments.skip_eval:
                     return
                 model, _, known = load_model(path)
@@ -175,13 +198,14 @@ def train(
     """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
     from glyphs.checkpoint import start_from
     from glyphs.data import get_data_loaders
+    from glyphs.distributed import rank
     from glyphs.model import EnhancedGlyphCNN
     from glyphs.runtime import address, describe_device, seed_everything
     from glyphs.train import LATEST_CHECKPOINT, Trainer
 
-    if not arguments.skip_eval:
-        import glyphs.evaluate  # noqa: F401 - a package that it misses should be known before the training
-
+    for package in () if arguments.skip_eval else EVALUATION_PACKAGES:
+        if importlib.util.find_spec(package) is None:  # importing them would take two seconds
+            raise ModuleNotFoundError(name=package)
     data = get_data_loaders(config, device)
     seed_everything(address(config.seed, "weights"))
     if config.finetune is not None and checkpoint is None:
@@ -198,7 +222,7 @@ def train(
     output_dir = Path(config.output_dir)
     if arguments.lr_finder:
         config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
-    if checkpoint is None:
+    if checkpoint is None and rank() == 0:
         clear_reports(output_dir, keep="lr_finder.png" if arguments.lr_finder else None)
     trainer = Trainer(model, data.train, data.val, config, data.class_names)
     if checkpoint is not None:
@@ -208,7 +232,7 @@ def train(
             raise CheckpointError(f"{arguments.resume or output_dir / LATEST_CHECKPOINT}: {error}") from None
         say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
-    if not arguments.skip_eval:
+    if not arguments.skip_eval and rank() == 0:
         from glyphs.plots import plot_training_history
 
         plot_training_history(history, output_dir / "training_history.png")
@@ -280,10 +304,13 @@ def evaluate(
     model: "EnhancedGlyphCNN", path: Path, loader: "TensorLoader", class_names: list[str], config: Config
 ) -> None:
     """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
+    from glyphs.distributed import rank
     from glyphs.evaluate import Evaluator, write_reports
 
     split = config.emnist_split if config.dataset == "emnist" else config.dataset
     evaluation = Evaluator(model, class_names).evaluate(loader)
+    if rank() > 0:
+        return
     metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "

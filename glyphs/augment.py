@@ -9,13 +9,24 @@ from torch import Tensor
 SCALE_RANGE = 0.1  # each image is enlarged or shrunk by up to a tenth, each axis for itself
 
 
-def augment(images: Tensor, generator: torch.Generator, *, rotation: float, shear: float, translate: float) -> Tensor:
+def augment(
+    images: Tensor,
+    generator: torch.Generator,
+    batch: int | None = None,
+    part: slice = slice(None),
+    /,
+    *,
+    rotation: float,
+    shear: float,
+    translate: float,
+) -> Tensor:
     """Rotate, shear, scale and shift every image by its own random amounts, with one bilinear resampling.
 
     Parameters
     ----------
     images : uint8 [N, 1, H, W], or float in [0, 1].
     generator : on the images' device; the only source of randomness.
+    batch, part : where the images are only this part of a batch of so many; each gets what it would get in the whole.
     rotation, shear : degrees; each drawn uniformly from plus or minus this.
     translate : as a fraction of the image's side; each axis drawn uniformly from plus or minus this.
 
@@ -23,9 +34,9 @@ def augment(images: Tensor, generator: torch.Generator, *, rotation: float, shea
     -------
     float32 [N, 1, H, W] in [0, 1]; what comes in from outside the image is black.
     """
-    n = images.shape[0]
     # One draw of all six factors in -1..1 for every image, so that the amounts do not depend on each other.
-    draws = torch.rand(n, 6, generator=generator, device=images.device) * 2 - 1
+    count = len(images) if batch is None else batch
+    draws = torch.rand(count, 6, generator=generator, device=images.device)[part] * 2 - 1
     angle = draws[:, 0] * math.radians(rotation)
     slant = torch.tan(draws[:, 1] * math.radians(shear))
     scale_x, scale_y = (1 / (1 + SCALE_RANGE * draws[:, 2:4])).unbind(1)

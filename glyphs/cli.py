@@ -71,6 +71,17 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def silence() -> None:
+    """Say nothing more: of several processes that do the same, one talks."""
+    if sys.stderr is sys.__stderr__:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Run a script's main function and return its exit status.
 

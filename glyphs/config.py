@@ -68,7 +68,9 @@ class Config:
         flag="split",
         choices=SPLITS,
     )
-    batch_size: int = setting(128, "images a step; halve it when CUDA runs out of memory", check=POSITIVE)
+    batch_size: int = setting(
+        128, "images a step, all processes together; halve it when CUDA runs out of memory", check=POSITIVE
+    )
     val_split: float = setting(
         0.1, "part of the training images held out for validation, the same share of each class",
         check=PROPER_FRACTION,

@@ -11,14 +11,16 @@ CGROUP = Path("/sys/fs/cgroup")
 def usable_cpus() -> int:
     """The cores that affinity and a container's CPU quota leave to this process.
 
-    OMP_NUM_THREADS, where set, is the user's own choice and stands.  (joblib.cpu_count knows all this too, but takes
-    0.15 seconds to import, a third of the time in which a prediction should be there.)
+    Processes that torchrun started share them.  OMP_NUM_THREADS, where set, is the user's own choice and stands, but
+    for the 1 that torchrun sets by itself.  (joblib.cpu_count knows most of this too, but takes 0.15 seconds to
+    import, a third of the time in which a prediction should be there.)
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if given.isdecimal() and int(given) > 0 and (given != "1" or processes == 1):
         return int(given)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cpus, quota())))
+    return max(1, math.ceil(min(cpus, quota())) // processes)
 
 
 def quota() -> float:

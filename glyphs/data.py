@@ -8,6 +8,7 @@ A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white 
 [N].  The model normalises; no loader does.
 """
 
+import copy
 import http.client
 import string
 import sys
@@ -24,6 +25,7 @@ from torch import Tensor
 from glyphs.augment import augment
 from glyphs.config import Config
 from glyphs.demo import DEMO_CLASSES, render_demo
+from glyphs.distributed import in_turn
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import replace_file
 from glyphs.idx import read_idx
@@ -99,6 +101,8 @@ class TensorLoader:
         self.device = images.device if device is None else torch.device(device)
         self.epoch = 0
         self.first_step = 0
+        self.part = slice(None)  # of each batch
+        self.places = torch.arange(len(self.index))
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
@@ -111,6 +115,18 @@ class TensorLoader:
     def class_counts(self, num_classes: int) -> Tensor:
         """int64 [num_classes]: images of each class."""
         return torch.bincount(self.labels[self.index.to(self.labels.device)], minlength=num_classes)
+
+    def share(self, number: int, count: int) -> "TensorLoader":
+        """The loader of process `number` of `count`: of each batch the images number, number + count, and so on."""
+        shared = copy.copy(self)
+        shared.part = slice(number, None, count)
+        shared.places = self.places[self.places % self.batch_size % count == number]
+        return shared
+
+    def part_of(self, step: int) -> float:
+        """The part of the step's images that this loader gives, from 0 to 1."""
+        whole = range(min(self.batch_size, len(self.index) - step * self.batch_size))
+        return len(whole[self.part]) / len(whole)
 
     def fingerprint(self) -> int:
         """A checksum of the images and labels, to tell whether a resumed run sees the data it began with."""
@@ -130,13 +146,16 @@ class TensorLoader:
         generator = torch.Generator(self.device)
         first_step, self.first_step = self.first_step, 0
         for step in range(first_step, len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rows = batch[self.part]
             images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-            if self.augmentation is not None:
+            if self.augmentation is not None and len(rows) > 0:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
                 images = augment(
                     images,
                     generator,
+                    len(batch),
+                    self.part,
                     rotation=self.augmentation.rotation,
                     shear=self.augmentation.shear,
                     translate=self.augmentation.translate,
@@ -233,7 +252,8 @@ def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet]:
     from glyphs.preprocess import Mode
 
     cache_dir = Path(config.output_dir) / "pictures"
-    data = load_folders(Path(config.data_dir), cache_dir, cast(Mode, config.preprocess), config.seed)
+    mode = cast(Mode, config.preprocess)
+    data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, mode, config.seed))
     train, test = (GlyphSet(data.images, data.labels, part, data.class_names) for part in (data.train, data.test))
     return train, test
 
@@ -264,7 +284,9 @@ def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]
     images : uint8 [N, 1, 28, 28], upright (the files store them transposed).
     labels : int64 [N], from 0 (the letters split stores them from 1).
     """
-    images_path, labels_path = find_emnist(data_dir, split, part) or download_emnist(data_dir, split, part)
+    images_path, labels_path = in_turn(
+        lambda: find_emnist(data_dir, split, part) or download_emnist(data_dir, split, part)
+    )
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1).long()
     if len(images) != len(labels):
         raise DataError(

@@ -4,6 +4,7 @@ It needs no network and a few seconds, so the quick start and the tests run on i
 what a model scores here says nothing about people's writing.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,7 @@ def draw_master(font_name: str, character: str) -> Tensor:
     return torch.from_numpy(np.array(page))
 
 
+@functools.cache
 def font_folder() -> Path:
     """Where matplotlib keeps its fonts; finding it does not import matplotlib, which would take a second."""
     spec = importlib.util.find_spec("matplotlib")

@@ -1,5 +1,6 @@
 """Evaluation: one pass over a test set, and the numbers, reports and pictures that follow from its logits."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -16,10 +17,11 @@ from tqdm import tqdm
 
 from glyphs import plots
 from glyphs.cli import one_line
+from glyphs.distributed import merge_rows, total, world_size
 from glyphs.errors import CheckpointError, DataError
 from glyphs.files import replace_file
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Loader
+from glyphs.runtime import Divisible, Loader, own_share
 
 TOP_K = 5
 CALIBRATION_BINS = 15  # as in arXiv 1706.04599
@@ -129,6 +131,8 @@ class Evaluator:
     def evaluate(self, loader: Loader) -> Evaluation:
         """Classify every image once.
 
+        Where several processes work together, each classifies its share, and all get the whole.
+
         Parameters
         ----------
         loader : a sized iterable of batches: images [N, 1, H, W], uint8 or float in 0..1; labels int64 [N].
@@ -137,7 +141,9 @@ class Evaluator:
         ------
         DataError : there is no image, or a label outside the classes.
         CheckpointError : the model's outputs are not finite.
+        ConfigError : the loader cannot be shared out among the processes there are.
         """
+        loader = own_share(loader)
         logits: list[Tensor] = []
         labels: list[Tensor] = []
         mistakes: list[Tensor] = []
@@ -154,6 +160,8 @@ class Evaluator:
         finally:
             self.model.train(was_training)
         # Joined outside inference mode, so that what is returned are ordinary tensors.
+        if isinstance(loader, Divisible) and world_size() > 1:
+            return self._merge(loader.places, torch.cat(logits), torch.cat(labels), torch.cat(mistakes))
         return Evaluation(
             self.class_names,
             self._checked_logits(logits),
@@ -161,6 +169,15 @@ class Evaluator:
             torch.cat(mistakes) if len({batch.shape[1:] for batch in mistakes}) == 1 else None,
             self.model.temperature.item(),
         )
+
+    def _merge(self, places: Tensor, logits: Tensor, labels: Tensor, images: Tensor) -> Evaluation:
+        """One evaluation, in the undivided order, from what each process has: rows for `places`, images of mistakes."""
+        count = int(total(torch.tensor(len(places))))
+        own_mistakes = places[logits.argmax(dim=1) != labels]
+        logits, labels = merge_rows(logits, places, count), merge_rows(labels, places, count)
+        merged = Evaluation(self.class_names, self._checked_logits([logits]), self._checked_labels([labels]), None)
+        at = torch.searchsorted(merged.mistakes, own_mistakes)
+        return dataclasses.replace(merged, mistake_images=merge_rows(images, at, len(merged.mistakes)))
 
     def _checked_logits(self, batches: list[Tensor]) -> Tensor:
         if sum(map(len, batches)) == 0:

@@ -173,7 +173,9 @@ class Store:
             with explain_write_error(self.folder), pixels.open("ab") as pixels_file, index.open("ab") as index_file:
                 self._append(new, pixels_file, index_file)
         skipped = [valid_utf8(f"{key.name}: {self.problems[key]}") for _, key, _ in pictures if key in self.problems]
-        replace_file(self.folder / SKIPPED, "".join(f"{line}\n" for line in skipped).encode())
+        report = "".join(f"{line}\n" for line in skipped).encode()
+        if not (self.folder / SKIPPED).exists() or (self.folder / SKIPPED).read_bytes() != report:
+            replace_file(self.folder / SKIPPED, report)  # else another process of the same run has
         if skipped:
             print(
                 f"note: {len(skipped):,} of {len(pictures):,} pictures cannot be used, and are listed in "

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glyphs.cli import launched
 from glyphs.cpus import usable_cpus
+from glyphs.distributed import rank, world_size
 from glyphs.errors import ConfigError, TrainingError
 
 Batch = tuple[Tensor, Tensor]  # images [N, 1, H, W], uint8 or float in [0, 1]; labels int64 [N]
@@ -39,34 +41,73 @@ class Counted(Protocol):
     def class_counts(self, num_classes: int) -> Tensor: ...
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu` or `cuda` into a device.
+@runtime_checkable
+class Divisible(Protocol):
+    """A loader whose batches several processes can share out among themselves."""
+
+    places: Tensor  # int64: where the images that it gives come in the undivided loader, unshuffled
+
+    def share(self, number: int, count: int) -> Loader:
+        """The loader of process `number` of `count`: its part, perhaps empty, of every batch."""
+
+    def part_of(self, step: int) -> float:
+        """The part of the step's images that it gives, from 0 to 1."""
+
+
+def own_share(loader: Loader) -> Loader:
+    """The part of a loader's batches that this process works on.
 
     Raises
     ------
-    ConfigError : `cuda` was asked for and there is none.
+    ConfigError : there are several processes, and it cannot be divided.
+    """
+    if world_size() == 1:
+        return loader
+    if not isinstance(loader, Divisible):
+        raise ConfigError(
+            f"{world_size()} processes cannot share out a {type(loader).__name__}: each would train on all of it; "
+            "put the images into a glyphs.data.TensorLoader, or train in one process"
+        )
+    return loader.share(rank(), world_size())
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device: for each process that torchrun started on this machine, its own.
+
+    Raises
+    ------
+    ConfigError : `cuda` was asked for and there is none, or there are fewer than processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world_size() > 1:
+        number, there_are = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= there_are:
+            raise ConfigError(
+                f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has {there_are} CUDA devices; "
+                f"start no more processes than that, or use --device cpu"
+            )
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
     return torch.device(name)
 
 
 def describe_device(device: torch.device) -> str:
     """The device in words, for the first line of a run."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    cuda = device.type == "cuda"
+    words = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    return words if world_size() == 1 else f"{world_size()} processes ({words} each)"
 
 
 def limit_threads() -> None:
     """Use as many threads as this process may run at once, not as many as the host has.
 
     PyTorch's own number (a thread for each physical core) misses a container's CPU quota; threads beyond it only wait
-    for each other.
+    for each other.  torchrun lets it start with one thread, which is no limit.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()) if not launched() else usable_cpus())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -81,7 +122,8 @@ def use_deterministic_algorithms(on: bool) -> None:
     if on:
         # cuBLAS reads this when it first starts; without it PyTorch refuses to promise determinism.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports PyTorch's compiler, for a second or two
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = not on
 
 

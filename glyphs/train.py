@@ -31,15 +31,25 @@ from tqdm import tqdm
 from glyphs.checkpoint import save_checkpoint
 from glyphs.cli import SIGNALS, Interrupted
 from glyphs.config import Config
+from glyphs.distributed import Exchange, Orders, average_gradients, barrier, rank, spread_buffers, total, world_size
 from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Counted, Loader, address, autocast_dtype, choose_device, fetch_steps, seed_everything
+from glyphs.runtime import (
+    Counted,
+    Divisible,
+    Loader,
+    address,
+    autocast_dtype,
+    choose_device,
+    fetch_steps,
+    own_share,
+    seed_everything,
+)
 
 MAX_GRADIENT_NORM = 1.0
 PLATEAU_PATIENCE = 3  # epochs without a better validation loss before the plateau schedule lowers the rate
 LONGEST_WARMUP = 0.2  # of the run, so that a run of two epochs is not all warm-up
-DISPLAY_EVERY = 1.0  # seconds; each display waits for the device to catch up
 
 BEST_MODEL = "best_model.pth"
 LATEST_CHECKPOINT = "latest_checkpoint.pth"
@@ -151,11 +161,18 @@ def is_finished(checkpoint: Mapping[str, Any]) -> bool:
 class Trainer:
     """Trains a model, and writes checkpoints, config.json and history.csv into `config.output_dir`.
 
+    Where several processes work together (`glyphs.distributed.process_group`), each takes its share of every batch, and
+    process 0 writes.  What they compute is what one would, but for rounding, dropout and batch norm's statistics.
+
     Parameters
     ----------
     model : moved to the device that the settings name.
     train_loader, val_loader : sized iterables of (images, labels); see `glyphs.data` for what a batch is.
     class_names : stored in the checkpoints, one for each output of the model.
+
+    Raises
+    ------
+    ConfigError : the loaders cannot be shared out among the processes there are, or there is no such device.
 
     It does not keep a second process out of the folder, as the training script does: see `glyphs.files.claim_folder`.
     """
@@ -171,8 +188,9 @@ class Trainer:
         self.config = config if isinstance(config, Config) else Config.from_dict(config)
         self.device = choose_device(self.config.device)
         self.model = model.to(self.device)
-        self.train_loader = train_loader
-        self.val_loader = val_loader
+        self.parallel_model = average_gradients(self.model, self.device)
+        self.train_loader = own_share(train_loader)
+        self.val_loader = own_share(val_loader)
         self.class_names = class_names
         self.output_dir = Path(self.config.output_dir)
         self.num_steps = len(train_loader)
@@ -188,10 +206,12 @@ class Trainer:
         self.step = 0  # steps done of the epoch under way
         self.epoch_seconds = 0.0  # spent on them
         # Loss, correct answers, images and gradient norm of each step, left on the device: reading one waits for it.
+        # Their sum over the processes is what happened; see `_all_stats`.
         self.step_stats = torch.zeros(self.num_steps, 4, dtype=torch.float64, device=self.device)
         self.history: list[dict[str, float]] = []
         self.best_accuracy = -1.0
         self._signal: int | None = None
+        self._exchange = Exchange()
         self._saved_at = time.monotonic()
 
     @property
@@ -212,8 +232,9 @@ class Trainer:
         Interrupted : Ctrl-C, SIGTERM or SIGHUP came; latest_checkpoint.pth holds the state of that moment.
         GlyphError : a file cannot be written.
         """
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(self.output_dir / "config.json", (json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
+        if rank() == 0:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            replace_file(self.output_dir / "config.json", (json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
         self._saved_at = time.monotonic()
         with self._signals_noted(), self._tensorboard() as log:
             while not self.finished:
@@ -222,16 +243,16 @@ class Trainer:
                 if log is not None:
                     for name in row.keys() - {"epoch"}:
                         log.add_scalar(name, row[name], int(row["epoch"]))
-                self._stop_where_asked()
+                self._stop_where_asked(self._orders(at_once=True))
         if self.early_stopping.should_stop:
             self._say(f"stopped early: no better validation loss for {self.early_stopping.patience} epochs")
         self.early_stopping.restore(self.model)
+        barrier()  # what process 0 has written, all may now read
         return self.history
 
     def _train_epoch(self) -> None:
         self.model.train()
         started = time.perf_counter() - self.epoch_seconds
-        displayed = 0.0
         with tqdm(
             total=self.num_steps,
             initial=self.step,
@@ -240,23 +261,31 @@ class Trainer:
             leave=False,
             disable=None,
         ) as progress:
-            for step, (images, labels) in fetch_steps(self.train_loader, self.config.seed, self.epoch, self.step):
-                self.step_stats[step] = self._train_step(images.to(self.device), labels.to(self.device))
+            # Each process has its own dropout.
+            seed = self.config.seed if rank() == 0 else address(self.config.seed, "process", rank())
+            for step, (images, labels) in fetch_steps(self.train_loader, seed, self.epoch, self.step):
+                part = self.train_loader.part_of(step) if isinstance(self.train_loader, Divisible) else 1.0
+                self.step_stats[step] = self._train_step(images.to(self.device), labels.to(self.device), part)
                 self.step = step + 1
                 self.epoch_seconds = time.perf_counter() - started
                 progress.update()
-                if self.epoch_seconds - displayed > DISPLAY_EVERY:
-                    displayed = self.epoch_seconds
+                orders = self._orders()
+                if orders.report:
                     progress.set_postfix_str(self._describe_progress())
-                self._save_where_due()
+                self._save_where_due(orders)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One update of the weights; returns loss, correct answers, images and gradient norm, on the device."""
+    def _train_step(self, images: Tensor, labels: Tensor, part: float = 1.0) -> Tensor:
+        """One update of the weights; returns loss, correct answers, images and gradient norm, on the device.
+
+        part : of the step's images, these are; the other processes have the others.
+        """
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            logits = self.model(images)
-            loss = self.criterion(logits, labels)
-        self.scaler.scale(loss).backward()
+            logits = self.parallel_model(images)
+            # A process without images must still take part in averaging the gradients: with zeros.
+            loss = self.criterion(logits, labels) * part if len(labels) else logits.sum()
+        # The mean over the processes of these gradients is the gradient of the whole batch's mean loss.
+        self.scaler.scale(loss * world_size()).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
@@ -264,7 +293,8 @@ class Trainer:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
             self.scheduler.step()
         correct = (logits.argmax(1) == labels).sum()
-        return torch.stack([loss.detach(), correct, correct.new_full((), len(labels)), norm])
+        # All processes have the same norm: one counts it.
+        return torch.stack([loss.detach(), correct, correct.new_full((), len(labels)), norm * (rank() == 0)])
 
     def _end_epoch(self) -> dict[str, float]:
         """Validate, write the checkpoints, and return the epoch's row of the history."""
@@ -292,11 +322,12 @@ class Trainer:
         better = val_accuracy > self.best_accuracy
         self.best_accuracy = max(self.best_accuracy, val_accuracy)
         self._say(self._describe_epoch(row, better))
-        if better:
+        if better and rank() == 0:
             metrics = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
             path = self.output_dir / BEST_MODEL
             save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics)
-        self._write_history()
+        if rank() == 0:
+            self._write_history()
         # Last: were the run killed before this, it would do the epoch's end again, with the same result.
         self.save()
         return row
@@ -307,6 +338,7 @@ class Trainer:
 
         With a uniform class prior both are means over the classes, each of which counts alike.
         """
+        spread_buffers(self.model)
         self.model.eval()
         # For a user's own loader that draws at random: a resumed run must see the same images.
         seed_everything(address(self.config.seed, "validation", self.epoch))
@@ -318,7 +350,8 @@ class Trainer:
             losses = F.cross_entropy(logits.float(), labels, reduction="none")
             correct = logits.argmax(1) == labels
             totals.index_add_(1, labels, torch.stack([losses, correct, torch.ones_like(losses)]).double())
-            self._stop_where_asked()
+            self._stop_where_asked(self._orders())
+        totals = total(totals.cpu())
         if self.config.class_prior == "uniform":
             totals = (totals / totals[2])[:, totals[2] > 0]
         loss_sum, correct_sum, count = totals.sum(1).tolist()
@@ -337,7 +370,7 @@ class Trainer:
             "step": self.step,
             "num_steps": self.num_steps,
             "epoch_seconds": self.epoch_seconds,
-            "step_stats": self.step_stats[: self.step].cpu(),
+            "step_stats": self._all_stats(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -348,7 +381,8 @@ class Trainer:
         }
         path = self.output_dir / LATEST_CHECKPOINT
         metrics = {key: self.history[-1][key] for key in ("epoch", "val_loss", "val_accuracy") if self.history}
-        save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics, training=training)
+        if rank() == 0:
+            save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics, training=training)
         self._saved_at = time.monotonic()
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
@@ -383,7 +417,8 @@ class Trainer:
         self.early_stopping.load_state_dict(training["early_stopping"])
         self.epoch, self.step = training["epoch"], training["step"]
         self.epoch_seconds = training["epoch_seconds"]
-        self.step_stats[: self.step] = training["step_stats"].to(self.device)
+        if rank() == 0:
+            self.step_stats[: self.step] = training["step_stats"].to(self.device)
         self.best_accuracy = training["best_accuracy"]
         self.history = training["history"]
 
@@ -405,14 +440,18 @@ class Trainer:
         fingerprint = getattr(self.train_loader, "fingerprint", None)
         return fingerprint() if fingerprint is not None else None
 
+    def _all_stats(self) -> Tensor:
+        """`step_stats` of the steps done of this epoch, float64 [steps, 4], over all processes."""
+        return total(self.step_stats[: self.step].cpu())
+
     def _summarise_steps(self) -> tuple[float, float, int]:
         """Mean loss, accuracy and number of images over the steps done of this epoch."""
-        loss, correct, images, _ = self.step_stats[: self.step].cpu().unbind(1)
-        total = images.sum()
-        return float((loss * images).sum() / total), float(correct.sum() / total), int(total)
+        loss, correct, images, _ = self._all_stats().unbind(1)
+        count = images.sum()
+        return float((loss * images).sum() / count), float(correct.sum() / count), int(count)
 
     def _check_finite(self) -> None:
-        stats = self.step_stats[: self.step].cpu()
+        stats = self._all_stats()
         # With a gradient scaler (float16), a gradient that overflows is expected: it skips that step.
         watched = stats[:, [0]] if self.scaler.is_enabled() else stats[:, [0, 3]]
         bad = (~watched.isfinite()).any(1).nonzero().flatten()
@@ -428,21 +467,25 @@ class Trainer:
                 "An earlier checkpoint, where there is one, is untouched"
             )
 
-    def _save_where_due(self) -> None:
-        self._stop_where_asked()
-        if time.monotonic() - self._saved_at > self.config.checkpoint_every:
+    def _orders(self, *, at_once: bool = False) -> Orders:
+        due = time.monotonic() - self._saved_at > self.config.checkpoint_every
+        return self._exchange.orders(self._signal, due, at_once=at_once)
+
+    def _save_where_due(self, orders: Orders) -> None:
+        self._stop_where_asked(orders)
+        if orders.save:
             self._check_finite()
             self.save()
 
-    def _stop_where_asked(self) -> None:
+    def _stop_where_asked(self, orders: Orders) -> None:
         """If a signal came, save and raise Interrupted."""
-        if self._signal is None:
+        if orders.signum is None:
             return
         self._check_finite()
         self.save()
         path = self.output_dir / LATEST_CHECKPOINT
         self._say(f"saved after epoch {self.epoch}, step {self.step} of {self.num_steps}; go on with --resume {path}")
-        raise Interrupted(self._signal)
+        raise Interrupted(orders.signum)
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
@@ -468,7 +511,7 @@ class Trainer:
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[Any]:
         """A SummaryWriter where the settings ask for one, else None."""
-        if not self.config.tensorboard:
+        if not self.config.tensorboard or rank() > 0:
             yield None
             return
         try:

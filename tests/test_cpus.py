@@ -37,3 +37,13 @@ def test_a_quota_of_the_first_version_counts(tmp_path: Path, quota: str, expecte
 def test_the_users_own_choice_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert cpus.usable_cpus() == 7
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 2), ("1", 2), ("3", 3)])
+def test_processes_that_torchrun_started_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: int
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if given is not None:  # torchrun sets 1 where the user has set nothing
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert cpus.usable_cpus() == expected

@@ -315,6 +315,27 @@ def test_augmentation_differs_by_epoch_and_step_even_in_stored_order() -> None:
     assert len({images.numpy().tobytes() for images in batches}) == 6
 
 
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_shares_of_several_processes_are_the_whole(count: int) -> None:
+    whole = numbered(augmentation=DISTORTED)
+    shares = [whole.share(number, count) for number in range(count)]
+    for step, ((images, labels), *parts) in enumerate(
+        zip(epoch(whole, 3), *(epoch(s, 3) for s in shares), strict=True)
+    ):
+        assert sum(share.part_of(step) for share in shares) == pytest.approx(1)
+        for number, (some_images, some_labels) in enumerate(parts):
+            assert torch.equal(some_labels, labels[number::count])
+            assert len(some_images) == len(some_labels) == round(shares[number].part_of(step) * len(labels))
+            if len(some_images) > 0:  # distorted as in the whole batch
+                assert torch.equal(some_images, images[number::count])
+    in_order = numbered(shuffle_seed=None, augmentation=None)
+    labels = torch.full((len(in_order.index),), -1)
+    for share in (in_order.share(number, count) for number in range(count)):
+        assert (labels[share.places] == -1).all()
+        labels[share.places] = torch.cat([some_labels for _, some_labels in share])
+    assert torch.equal(labels, torch.cat([some_labels for _, some_labels in in_order]))
+
+
 def test_fingerprint_changes_with_a_pixel_a_label_or_the_choice_of_images() -> None:
     fingerprint = numbered().fingerprint()
     assert numbered(shuffle_seed=9).fingerprint() == fingerprint

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 import enhanced_glyph_recognition
 import inference
@@ -14,7 +15,7 @@ from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
-PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md"]
+PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md", ROOT / "docs" / "SCALING.md"]
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
@@ -42,15 +43,18 @@ def test_every_command_parses(document: Path) -> None:
         for block in blocks(document, "bash")
         for line in block.splitlines()
         for part in line.split("#")[0].split("&&")
-        if part.strip().startswith("python ")
+        if part.strip().startswith(("python ", "torchrun "))
     ]
     assert len(commands) >= 2
     for command in commands:
-        _, script, *arguments = shlex.split(command)
+        program, script, *arguments = shlex.split(command)
+        if program == "torchrun":
+            torchrun = get_args_parser().parse_args([script, *arguments])
+            script, arguments = torchrun.training_script, torchrun.training_script_args
         if script in PARSERS:
             PARSERS[script]().parse_args(arguments)
         elif script.startswith("benchmarks/"):
-            assert set(re.findall(FLAG, command)) <= benchmark_flags(), command
+            assert set(re.findall(FLAG, " ".join(arguments))) <= benchmark_flags(), command
         else:
             assert script == "-c", command
 
@@ -70,7 +74,8 @@ def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_flag_named_exists(document: Path) -> None:
-    known = set(re.findall(FLAG, "".join(build().format_help() for build in PARSERS.values()))) | benchmark_flags()
+    helps = "".join(build().format_help() for build in [*PARSERS.values(), get_args_parser])
+    known = set(re.findall(FLAG, helps)) | benchmark_flags()
     text = re.sub(r"(pip install|ruff|pytest|mypy)[^\n`]*", "", document.read_text(encoding="utf-8"))
     assert set(re.findall(FLAG, text)) <= known
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("files", "cpus"),
     ("config",),
     ("cli",),
+    ("distributed",),
     ("runtime", "idx", "augment", "preprocess", "model", "plots", "results", "pictures"),
     ("demo", "checkpoint", "folder"),
     ("data",),

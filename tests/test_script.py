@@ -19,6 +19,7 @@ from PIL import Image
 
 from enhanced_glyph_recognition import REPORTS, main
 from glyphs.checkpoint import load_checkpoint
+from glyphs.distributed import Orders
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
 from glyphs.train import Trainer
@@ -172,6 +173,28 @@ def test_without_evaluation_no_plotting_or_metrics_library_is_imported(tmp_path:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_training_imports_nothing_that_only_evaluation_needs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from glyphs.train import Trainer; from enhanced_glyph_recognition import main\n"
+        "def fit(trainer):\n"
+        "    sys.exit(str([m for m in ('matplotlib', 'seaborn', 'sklearn', 'scipy') if m in sys.modules]))\n"
+        "Trainer.fit = fit; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *QUICK, "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_package_that_evaluation_misses_is_known_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enhanced_glyph_recognition.EVALUATION_PACKAGES", ("sys", "no_such_package"))
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("trained"))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        quick(tmp_path)
+    assert caught.value.name == "no_such_package"
+
+
 def quick(folder: Path, *arguments: str) -> None:
     """The script in this process, for one epoch unless told otherwise."""
     main([*QUICK, "--output-dir", str(folder), *(() if "--resume" in arguments else ("--epochs", "1")), *arguments])
@@ -253,7 +276,7 @@ def test_without_a_terminal_the_suggestion_is_taken_and_said_so(
 def interrupt_after_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave an unfinished run in the folder."""
 
-    def save_and_stop(trainer: Trainer) -> None:
+    def save_and_stop(trainer: Trainer, orders: Orders) -> None:
         trainer.save()
         raise KeyboardInterrupt
 

@@ -314,7 +314,7 @@ def test_a_users_own_dataloader_trains_and_resumes_the_same(tmp_path: Path) -> N
     trainer = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2, checkpoint_every=1e-9)
     whole_step, taken = trainer._train_step, 0
 
-    def fail_in_second_epoch(images: Tensor, labels: Tensor) -> Tensor:
+    def fail_in_second_epoch(images: Tensor, labels: Tensor, part: float = 1.0) -> Tensor:
         nonlocal taken
         taken += 1
         if taken == 9:
