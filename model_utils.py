@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     results = parser.add_argument_group("results")
     output = (
         "--analyze: a report (.json); --compare: a table (.json or .csv); --export: the file (default: the "
-        "checkpoint's name with .onnx, .int8.onnx or .pt2). The picture, analysis.png or comparison.png, goes beside the report, or "
-        "into outputs/ without one"
+        "checkpoint's name with .onnx, .int8.onnx or .pt2). The picture, analysis.png or comparison.png, goes beside "
+        "the report, or into outputs/ without one"
     )
     results.add_argument("--output", type=Path, metavar="FILE", help=output)
     formats = "of the export (default: the one of --output's suffix, else onnx); onnx-int8 needs --data-dir"

@@ -38,6 +38,7 @@ LAYER_CALLS = 50  # of which a layer's time is the median
 LAYER_WARM_UP = 5
 MAX_ELEMENTS = 100_000_000  # of a tensor in an ONNX graph for one image; ours have a million
 WIDTH = 120  # columns
+BETWEEN = "other (ReLU, additions)"  # what lies between the layers
 NO_LAYER_TIMES = "onnxruntime fuses the layers of an ONNX graph, so they have no times of their own"
 
 
@@ -292,7 +293,7 @@ def measure_layers(model: nn.Module) -> list[Layer]:
         )
         for module in shapes
     ]
-    return [*layers, Layer("other", "ReLU, additions", tuple(output.shape), 0, 0, statistics.median(rests))]
+    return [*layers, Layer(BETWEEN, "", tuple(output.shape), 0, 0, statistics.median(rests))]
 
 
 def describe_onnx(path: Path) -> Description:

@@ -100,7 +100,7 @@ class Exported:
             fall = 100 * (found.float_accuracy - found.accuracy)
             lines += [
                 f"calibrated on  {found.calibration_images:,} validation images; measured on {found.images:,} others:",
-                f"accuracy       {found.accuracy:.2%}; in float32 {found.float_accuracy:.2%}, a fall of {fall:.2f} points",
+                f"accuracy       {found.accuracy:.2%}; float32 {found.float_accuracy:.2%}: a fall of {fall:.2f} points",
                 f"agreement      {found.agreement:.2%}",
             ]
             for quick, slow in zip(found.timings, found.float_timings, strict=True):

@@ -360,7 +360,7 @@ def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]],
     blocks : from the input to the output.
     amounts : for each quantity a number for each block, in any unit; a quantity of zeros only was not measured.
     """
-    labels, fonts = _labels(blocks)
+    labels, fonts = _labels(blocks, 24)
     measured = {quantity: values for quantity, values in amounts.items() if sum(values) > 0}
     height = 0.8 / max(1, len(measured))
     with _picture(path, 8, 0.52 * len(blocks) + 1.5) as figure:
@@ -369,7 +369,7 @@ def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]],
             places = [place + (row - (len(measured) - 1) / 2) * height for place in range(len(blocks))]
             shares = [100 * value / sum(values) for value in values]
             bars = axes.barh(places, shares, height=0.92 * height, color=colour, label=quantity)
-            axes.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=7)
+            axes.bar_label(bars, [f"{share:.1f}" if share else "" for share in shares], padding=3, fontsize=7)
         axes.set_yticks(range(len(blocks)), labels, fontfamily=fonts)
         axes.set(ylim=(len(blocks) - 0.4, -0.6), xlabel="share of the whole network (%)")
         axes.tick_params(axis="y", length=0)
@@ -378,7 +378,9 @@ def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]],
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.legend(frameon=False, loc="best")
-        figure.suptitle(f"Where the {', '.join(measured)} of {_labels([name], 40)[0][0]} go", fontsize=13)
+        *most, last = measured
+        what = f"{', '.join(most)} and {last}" if most else last
+        figure.suptitle(f"Where {what} of {_labels([name], 40)[0][0]} go", fontsize=13)
 
 
 Numbers = Sequence[float | None]  # one for each model, None where it is not known
@@ -478,13 +480,14 @@ def _forest(axes: Axes, differences: Sequence[tuple[str, float, float, float, bo
         colour = GREEN if real else GREY
         axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
         axes.plot(points, place, "o", color=colour, markersize=9)
-        note = f"{points:.2f} ({low:.2f} to {high:.2f})" + ("" if real else ": may be chance")
+        note = f"{points:.2f} ({low:.2f} to {high:.2f})" + ("" if real or not points else ": may be chance")
         axes.annotate(note, (points, place), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=9)
     axes.axvline(0, color=DARK, linestyle=":", linewidth=1.2)
     axes.set_yticks(places, [name for name, *_ in differences])
     axes.set(ylim=(len(differences) - 0.3, -0.7), xlabel="percentage points, 95 % interval")
     axes.set_title("difference of accuracy")
     axes.margins(x=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
@@ -502,10 +505,10 @@ def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def _labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[list[str], list[str]]:
-    """What to print for each name, in that many characters, and the fonts to print them all with, each a fallback for those before it.
+    """What to print for each name, and the fonts to print them all with, each a fallback for those before it.
 
-    A character that no installed font has is printed as its code point (U+5B57), so matplotlib never meets
-    one that it would warn about and draw as an empty box.
+    Of a name with more characters than `longest` the middle is left out.  A character that no installed font has is
+    printed as its code point (U+5B57), so matplotlib never meets one that it would warn about and draw as an empty box.
     """
     missing = {character for name in names for character in name if character.isprintable()}
     fonts = list(LABEL_FONTS)

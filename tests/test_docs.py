@@ -9,6 +9,7 @@ import pytest
 
 import enhanced_glyph_recognition
 import inference
+import model_utils
 from tests.conftest import run_python
 from tests.small import draw_glyph, save_small_checkpoint
 
@@ -17,6 +18,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
+    "model_utils.py": model_utils.build_parser,
 }
 
 
