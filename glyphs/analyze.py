@@ -37,6 +37,7 @@ from glyphs.timing import time_networks
 LAYER_CALLS = 50  # of which a layer's time is the median
 LAYER_WARM_UP = 5
 MAX_ELEMENTS = 100_000_000  # of a tensor in an ONNX graph for one image; ours have a million
+UNSTEADY = 0.5  # distance of the quartiles by the median
 WIDTH = 120  # columns
 BETWEEN = "other (ReLU, additions)"  # what lies between the layers
 NO_LAYER_TIMES = "onnxruntime fuses the layers of an ONNX graph, so they have no times of their own"
@@ -454,6 +455,16 @@ class ModelComparator:
             if len({tuple(analyzer.class_names) for analyzer in self.analyzers}) > 1:
                 counts = ", ".join(f"{id} {len(a.class_names)}" for id, a in zip(self.ids, self.analyzers, strict=True))
                 notes.append(f"The models tell different classes apart ({counts}): accuracies do not compare")
+        unsteady = [
+            model["id"]
+            for model in models
+            if any(row["seconds_iqr"] > UNSTEADY * row["seconds"] for row in model["timings"])
+        ]
+        if unsteady:
+            notes.append(
+                f"The times of {', '.join(unsteady)} are unsteady (their quartiles lie more than half the median "
+                "apart): let the machine do nothing else, and measure again"
+            )
         known = [
             row
             for row in (*(MEASURED if loader is not None else STORED), *COSTS, *SPEEDS)

@@ -5,6 +5,7 @@ name.  The form of ONNX files is described at `glyphs.predict.load_onnx`.
 """
 
 import copy
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_TORCH = "2.6"  # the first whose torch.onnx.export(dynamo=True) folds batch normalisation and is documented
+ONNX_TORCH = "2.8"  # the oldest that passes our tests; 2.6 fails, with onnxscript of its time and of today
 OPSET = 18  # the one that torch's operators are written in; no conversion, and old runtimes know it
 INPUT_FORM = "float32 [N, 1, 28, 28], 0 (black paper) to 1 (white ink), upright; the graph normalises"
 METADATA_FILE = "metadata.json"  # within a .pt2 file
@@ -228,22 +229,30 @@ def to_onnx(model: EnhancedGlyphCNN, metadata: Mapping[str, str]) -> "onnx.Model
 
     Raises
     ------
-    GlyphError : it holds an operator that is not of the ONNX standard, so that not every runtime knows it.
+    GlyphError : torch and onnxscript do not fit together, or the graph holds an operator that is not of the ONNX
+        standard, so that not every runtime knows it.
     """
     import onnx
 
-    program = torch.onnx.export(
-        Probabilities(model),
-        (torch.zeros(2, 1, 28, 28),),  # an example with one image would fix the batch at one
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_shapes={"images": {0: torch.export.Dim("N")}},
-        opset_version=OPSET,
-        dynamo=True,
-        optimize=True,
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            Probabilities(model),
+            (torch.zeros(2, 1, 28, 28),),  # an example with one image would fix the batch at one
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        # The model is one that exports, so it is a torch and an onnxscript that do not fit together.
+        raise GlyphError(
+            f"torch {torch.__version__} and onnxscript {importlib.metadata.version('onnxscript')} cannot export "
+            "together: pip install --upgrade torch torchvision onnx onnxscript"
+        ) from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return finish(proto, metadata)

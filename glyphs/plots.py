@@ -437,9 +437,8 @@ def _bars(axes: Axes, title: str, letters: Sequence[str], values: Numbers, *, fr
     present = {letter: value for letter, value in zip(letters, values, strict=True) if value is not None}
     colours = [_colour(letters.index(letter)) for letter in present]
     drawn = axes.bar(list(present), list(present.values()), color=colours, width=0.6)
-    axes.bar_label(
-        drawn, [f"{value:,.0f}" if value >= 1000 else f"{value:.2f}" for value in present.values()], padding=3
-    )
+    texts = [f"{value:,.{0 if value >= 1000 else 2}f}" for value in present.values()]
+    axes.bar_label(drawn, texts, padding=3, fontsize=10 if len(texts) <= 4 else 7)
     axes.margins(x=0.15, y=0.15)
     axes.tick_params(axis="x", length=0)
     axes.set_title(title)
@@ -481,12 +480,12 @@ def _forest(axes: Axes, differences: Sequence[tuple[str, float, float, float, bo
         axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
         axes.plot(points, place, "o", color=colour, markersize=9)
         note = f"{points:.2f} ({low:.2f} to {high:.2f})" + ("" if real or not points else ": may be chance")
-        axes.annotate(note, (points, place), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(note, (points, place), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0, color=DARK, linestyle=":", linewidth=1.2)
     axes.set_yticks(places, [name for name, *_ in differences])
     axes.set(ylim=(len(differences) - 0.3, -0.7), xlabel="percentage points, 95 % interval")
     axes.set_title("difference of accuracy")
-    axes.margins(x=0.25)
+    axes.margins(x=0.4)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -284,12 +284,24 @@ def test_an_output_that_cannot_be_written_is_named(exported: tuple[Path, Path], 
 def test_old_torch_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
-        with refused(GlyphError, "torch 2.6 or newer", "2.5.1", "pip install"):
+        with refused(GlyphError, "torch 2.8 or newer", "2.5.1", "pip install"):
             export.check_packages("onnx")
         export.check_packages("pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with refused(GlyphError, "pip install onnxscript"):
         export.check_packages("onnx-int8")
+
+
+def test_a_torch_and_an_onnxscript_that_do_not_fit_are_named(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.onnx.OnnxExporterError("a long story\nin many lines")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with refused(GlyphError, torch.__version__, "cannot export together", "pip install --upgrade"):
+        export_model(exported[0], "onnx", tmp_path / "x.onnx")
+    assert files(tmp_path) == set()
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
