@@ -7,6 +7,7 @@ same bytes.  Colours are those of Okabe and Ito, which the colour-blind tell apa
 import contextlib
 import io
 import math
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -388,6 +389,145 @@ def plot_prediction(
         figure.suptitle(heading, fontsize=15, fontfamily=fonts)
 
 
+def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]], name: str, path: Path) -> None:
+    """Where a model's time, multiply-adds and parameters go: for each block of the network its share of each.
+
+    Parameters
+    ----------
+    blocks : from the input to the output.
+    amounts : for each quantity a number for each block, in any unit; a quantity of zeros only was not measured.
+    """
+    labels, fonts = _labels(blocks, 24)
+    measured = {quantity: values for quantity, values in amounts.items() if sum(values) > 0}
+    height = 0.8 / max(1, len(measured))
+    with _picture(path, 8, 0.52 * len(blocks) + 1.5) as figure:
+        axes = figure.subplots()
+        for row, ((quantity, values), colour) in enumerate(zip(measured.items(), (VERMILION, SKY, BLUE), strict=False)):
+            places = [place + (row - (len(measured) - 1) / 2) * height for place in range(len(blocks))]
+            shares = [100 * value / sum(values) for value in values]
+            bars = axes.barh(places, shares, height=0.92 * height, color=colour, label=quantity)
+            axes.bar_label(bars, [f"{share:.1f}" if share else "" for share in shares], padding=3, fontsize=7)
+        axes.set_yticks(range(len(blocks)), labels, fontfamily=fonts)
+        axes.set(ylim=(len(blocks) - 0.4, -0.6), xlabel="share of the whole network (%)")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.1)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, loc="best")
+        *most, last = measured
+        what = f"{', '.join(most)} and {last}" if most else last
+        figure.suptitle(f"Where {what} of {_labels([name], 40)[0][0]} go", fontsize=13)
+
+
+Numbers = Sequence[float | None]  # one for each model, None where it is not known
+
+
+def plot_comparison(
+    models: Sequence[tuple[str, str]],
+    quality: tuple[str, Numbers] | None,
+    costs: Mapping[str, tuple[Numbers, Sequence[bool] | None]],
+    speed: tuple[str, Numbers],
+    differences: Sequence[tuple[str, float, float, float, bool]],
+    path: Path,
+) -> None:
+    """Models side by side: accuracy, costs and speed as bars; accuracy against each cost; differences of accuracy.
+
+    Parameters
+    ----------
+    models : a letter and a name each.
+    quality : which accuracy, and its values in percent; None where accuracies do not compare.
+    costs : for each what it is: the values, and which models are on the Pareto front of accuracy and this cost; None
+        instead of the front where there is none.
+    speed : what it is, and the values.
+    differences : what is compared, percentage points, the two ends of the interval, and whether chance is unlikely.
+    """
+    letters = [letter for letter, _ in models]
+    bars = [*([quality] if quality else []), *((title, values) for title, (values, _) in costs.items()), speed]
+    fronts = [(title, values, front) for title, (values, front) in costs.items() if front is not None]
+    lower = (len(fronts) if quality else 0) + bool(differences)
+    with _picture(path, 13, 8.2 if lower else 4.2) as figure:
+        grid = figure.add_gridspec(2 if lower else 1, 12)
+
+        def panel(row: int, place: int, count: int) -> Axes:
+            width = 12 // count
+            return figure.add_subplot(grid[row, place * width : (place + 1) * width])
+
+        for place, (title, values) in enumerate(bars):
+            _bars(panel(0, place, len(bars)), title, letters, values, from_zero=quality is None or place > 0)
+        if quality:
+            for place, (title, values, front) in enumerate(fronts):
+                _scatter_front(panel(1, place, lower), title, values, quality, front, letters)
+        if differences:
+            _forest(panel(1, lower - 1, lower), differences)
+        names, fonts = _labels([name for _, name in models], 40)
+        legend = "      ".join(f"{letter}: {_within(name)}" for letter, name in zip(letters, names, strict=True))
+        figure.suptitle(textwrap.fill(legend, 150), fontsize=10, fontfamily=fonts)
+
+
+def _colour(place: int) -> str:
+    return (BLUE, VERMILION, GREEN, SKY, ORANGE, GREY)[place % 6]
+
+
+def _bars(axes: Axes, title: str, letters: Sequence[str], values: Numbers, *, from_zero: bool) -> None:
+    """A bar a model, with its value above."""
+    present = {letter: value for letter, value in zip(letters, values, strict=True) if value is not None}
+    colours = [_colour(letters.index(letter)) for letter in present]
+    drawn = axes.bar(list(present), list(present.values()), color=colours, width=0.6)
+    texts = [f"{value:,.{0 if value >= 1000 else 2}f}" for value in present.values()]
+    axes.bar_label(drawn, texts, padding=3, fontsize=10 if len(texts) <= 4 else 7)
+    axes.margins(x=0.15, y=0.15)
+    axes.tick_params(axis="x", length=0)
+    axes.set_title(title)
+    if present and not from_zero:  # else they would all look alike
+        low, high = min(present.values()), max(present.values())
+        room = max(1.0, high - low)
+        axes.set_ylim(max(0.0, low - room), high + 0.3 * room)
+        axes.set_ylabel("the axis does not begin at zero", fontsize=8, color=GREY)
+
+
+def _scatter_front(
+    axes: Axes, title: str, costs: Numbers, quality: tuple[str, Numbers], front: Sequence[bool], letters: Sequence[str]
+) -> None:
+    """Accuracy against a cost; a dashed line joins the models that no other beats in both."""
+    name, accuracies = quality
+    points = [
+        (cost, accuracy, place)
+        for place, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True))
+        if cost is not None and accuracy is not None
+    ]
+    best = sorted(point for point in points if front[point[2]])
+    axes.step([x for x, *_ in best], [y for _, y, _ in best], "--", where="post", color=GREY, linewidth=1.2, zorder=0)
+    for cost, accuracy, place in points:
+        colour = _colour(place)
+        inside = colour if front[place] else "white"
+        axes.plot(cost, accuracy, "o", markersize=11, color=inside, markeredgecolor=colour, markeredgewidth=2)
+        axes.annotate(letters[place], (cost, accuracy), xytext=(9, 6), textcoords="offset points", fontsize=11)
+    axes.margins(0.2)
+    axes.set(xlabel=title, ylabel=name)
+    axes.set_title("filled: on the Pareto front", fontsize=10)
+    axes.grid()
+
+
+def _forest(axes: Axes, differences: Sequence[tuple[str, float, float, float, bool]]) -> None:
+    """Differences with their intervals, beside the zero that chance would give."""
+    places = range(len(differences))
+    for place, (_, points, low, high, real) in zip(places, differences, strict=True):
+        colour = GREEN if real else GREY
+        axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
+        axes.plot(points, place, "o", color=colour, markersize=9)
+        note = f"{points:.2f} ({low:.2f} to {high:.2f})" + ("" if real or not points else ": may be chance")
+        axes.annotate(note, (points, place), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0, color=DARK, linestyle=":", linewidth=1.2)
+    axes.set_yticks(places, [name for name, *_ in differences])
+    axes.set(ylim=(len(differences) - 0.3, -0.7), xlabel="percentage points, 95 % interval")
+    axes.set_title("difference of accuracy")
+    axes.margins(x=0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
 @contextlib.contextmanager
 def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of that many inches to draw on; written to the path at the end, if nothing went wrong."""
@@ -400,11 +540,11 @@ def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     replace_file(path, buffer.getvalue())
 
 
-def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
+def _labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[list[str], list[str]]:
     """What to print for each name, and the fonts to print them all with, each a fallback for those before it.
 
-    A character that no installed font has is printed as its code point (U+5B57), so matplotlib never meets
-    one that it would warn about and draw as an empty box.
+    Of a name with more characters than `longest` the middle is left out.  A character that no installed font has is
+    printed as its code point (U+5B57), so matplotlib never meets one that it would warn about and draw as an empty box.
     """
     missing = {character for name in names for character in name if character.isprintable()}
     fonts = list(LABEL_FONTS)
@@ -426,8 +566,8 @@ def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
     def label(name: str) -> str:
         text = "".join(c if c.isprintable() and c not in missing else f"U+{ord(c):04X}" for c in name)
-        if len(text) > MAX_LABEL:  # the middle goes: names in a folder often share their beginning
-            text = f"{text[: MAX_LABEL // 2 - 1]}…{text[-MAX_LABEL // 2 :]}"
+        if len(text) > longest:  # the middle goes: names in a folder often share their beginning
+            text = f"{text[: longest // 2 - 1]}…{text[-longest // 2 :]}"
         return text.replace("$", r"\$")  # else a pair of them would be a formula
 
     return [label(name) for name in names], fonts

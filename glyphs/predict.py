@@ -240,7 +240,8 @@ def load_onnx(path: Path, device: str) -> tuple[Network, list[str], Mode]:
     """The network of an ONNX file, its class names, and its preprocessing.
 
     The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1]; output `probabilities`,
-    float32 [N, C]; metadata `format`, `class_names` (a JSON list) and `preprocess`.
+    float32 [N, C]; metadata `format`, `class_names` (a JSON list) and `preprocess`.  For people and other programs,
+    glyphs.export adds `input` (the form of the images in words), `metrics` and `settings` (JSON objects).
 
     Raises
     ------

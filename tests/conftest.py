@@ -16,6 +16,8 @@ from glyphs.config import Config
 from glyphs.data import CLASS_NAMES
 from glyphs.demo import render_demo
 from glyphs.errors import GlyphError
+from glyphs.export import export_model
+from tests.small import save_small_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("train", "test")
@@ -34,6 +36,13 @@ def data_dir() -> Path:
 def demo_data() -> dict[str, tuple[Tensor, Tensor]]:
     """Images and labels of both parts of the demo set."""
     return {"train": render_demo("train"), "test": render_demo("test")}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small checkpoint and its export to ONNX, which takes seconds: tests that change them work on copies."""
+    source = save_small_checkpoint(tmp_path_factory.mktemp("exported") / "small.pth")
+    return source, export_model(source).path
 
 
 @pytest.fixture

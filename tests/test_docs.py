@@ -10,6 +10,7 @@ from torch.distributed.run import get_args_parser
 
 import enhanced_glyph_recognition
 import inference
+import model_utils
 from tests.conftest import run_python
 from tests.small import draw_glyph, save_small_checkpoint
 
@@ -19,6 +20,7 @@ PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md", ROOT / "docs" / "SCALING.
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
+    "model_utils.py": model_utils.build_parser,
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import enhanced_glyph_recognition as script
+import model_utils
 from tests.conftest import ROOT, run_python
 
 LAYERS = (
@@ -17,10 +18,12 @@ LAYERS = (
     ("config",),
     ("cli",),
     ("distributed",),
-    ("runtime", "idx", "augment", "preprocess", "model", "plots", "results", "pictures"),
+    ("runtime", "idx", "augment", "preprocess", "model", "plots", "results", "pictures", "timing"),
     ("demo", "checkpoint", "folder"),
     ("data",),
     ("train", "lr_finder", "evaluate", "predict", "calibrate"),
+    ("compare", "export"),
+    ("analyze",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in (ROOT / "glyphs").glob("*.py") if path.stem != "__init__")
@@ -88,9 +91,10 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("flag", ["--help", "--no-such-flag"])
-def test_help_and_wrong_arguments_do_not_wait_for_torch(flag: str) -> None:
+@pytest.mark.parametrize("name", ["enhanced_glyph_recognition.py", "model_utils.py"])
+def test_help_and_wrong_arguments_do_not_wait_for_torch(name: str, flag: str) -> None:
     code = (
-        f"import runpy, sys\nsys.argv = ['enhanced_glyph_recognition.py', {flag!r}]\n"
+        f"import runpy, sys\nsys.argv = [{name!r}, {flag!r}]\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit:\n    pass\n"
     )
     loaded = modules_after(code)
@@ -121,6 +125,11 @@ def test_public_names_are_those_promised() -> None:
 @pytest.mark.parametrize(("name", "module"), script.PUBLIC_NAMES.items())
 def test_public_name_comes_from_its_module(name: str, module: str) -> None:
     assert getattr(script, name) is getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", ["ModelAnalyzer", "ModelComparator"])
+def test_public_name_of_model_utils(name: str) -> None:
+    assert getattr(model_utils, name) is getattr(importlib.import_module("glyphs.analyze"), name)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
