@@ -3,9 +3,9 @@
     python benchmarks/prediction.py MODEL.pth MODEL.onnx
 
 Writes 28x28 PNG files in EMNIST's form into a temporary folder.  For each model, in turns so that a noisy machine
-slows all of it: the network alone on batches in memory; end to end, from a folder of files to rows in a .jsonl file;
-the best matrix product.  Then, from command to answer: `inference.py` on one of the files, less the time that Python
-itself takes to start.
+slows all of it: the network alone on one image and on a batch, also as a multiple of what its multiply-adds cost at the
+rate of the best matrix product; the network alone on all images; end to end, from a folder of files to rows in a .jsonl
+file.  Then, from command to answer: `inference.py` on one of the files, less the time that Python takes to start.
 """
 
 import argparse
@@ -22,16 +22,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.throughput import best_matrix_product
+from benchmarks.throughput import best_copy, best_matrix_product
+from glyphs.analyze import ModelAnalyzer
 from glyphs.cpus import usable_cpus
 from glyphs.demo import render_demo
 from glyphs.pictures import PictureFolder
 from glyphs.predict import GlyphPredictor, save_pixels
 from glyphs.preprocess import preprocess
 from glyphs.results import open_results
+from glyphs.timing import time_networks
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+BATCHES = (1, 128)
 
 
 def write_pictures(folder: Path, count: int) -> NDArray[np.uint8]:
@@ -87,19 +90,29 @@ def main() -> None:
         for model in arguments.models:
             predictor = GlyphPredictor(model, "cpu")
             network_rate(predictor, images[: 4 * predictor.batch_size])  # warms up
-            alone, whole, ceilings, starts = [], [], [], []
+            alone, whole, ceilings, copies, starts = [], [], [], [], []
+            times: dict[int, list[float]] = {batch: [] for batch in BATCHES}
             for _ in range(arguments.rounds):
+                for batch in BATCHES:
+                    times[batch].append(time_networks([predictor.network], batch)[0].median)
                 alone.append(network_rate(predictor, images))
                 whole.append(end_to_end_rate(predictor, folder, Path(temporary, "results.jsonl")))
                 ceilings.append(best_matrix_product(CPU, torch.float32) / 1e9)
+                copies.append(best_copy(CPU) / 1e9)
                 answer = seconds("inference.py", "--model", model, "--image", str(folder / "000" / "000000.png"))
                 starts.append(answer - seconds("-c", "pass"))
             name = Path(model).name
+            operations = 2 * ModelAnalyzer(model, "cpu").count_multiply_adds() / 1e9
+            for batch, values in times.items():
+                show(f"{name}: {batch} at a time, ms", [1e3 * value for value in values])
+                ideal = [batch * operations / ceiling for ceiling in ceilings]
+                show(f"{name}: {batch}, times the products' cost", [v / i for v, i in zip(values, ideal, strict=True)])
             show(f"{name}: network alone, images/s", alone)
             show(f"{name}: end to end, pictures/s", whole)
             show(f"{name}: ratio, %", [100 * b / a for a, b in zip(alone, whole, strict=True)])
             show(f"{name}: one answer, s beyond Python's start", starts)
             show("matrix product meanwhile, GFLOP/s", ceilings)
+            show("memory copy meanwhile, GB/s", copies)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from benchmarks.throughput import make_trainer, operations, random_images, write_emnist
+from glyphs.analyze import ModelAnalyzer
 from tests.conftest import run_python
+from tests.small import save_small_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -49,6 +51,16 @@ def test_the_obvious_way_reads_the_images_that_were_written(tmp_path: Path) -> N
     dataset = EMNIST(tmp_path, "balanced", train=True)
     assert torch.equal(dataset.data, images[:, 0])
     assert torch.equal(dataset.targets, labels)
+
+
+def test_prediction_sets_a_network_against_its_own_arithmetic(tmp_path: Path) -> None:
+    path = save_small_checkpoint(tmp_path / "small.pth")
+    figures = table("benchmarks/prediction.py", str(path), "--images", "32", "--rounds", "1")
+    multiply_adds = ModelAnalyzer(path, "cpu").count_multiply_adds()
+    ideal = 1e3 * 2 * 128 * multiply_adds / (1e9 * figures["matrix product meanwhile, GFLOP/s"][0])  # ms
+    times = figures["small.pth: 128 at a time, ms"][0] / ideal
+    assert figures["small.pth: 128, times the products' cost"][0] == pytest.approx(times, rel=0.05)
+    assert figures["small.pth: end to end, pictures/s"][0] > 0
 
 
 def test_time_to_accuracy_stops_the_clock_at_the_target() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import glyphs.data
+import glyphs.demo
 from glyphs.data import CLASS_NAMES, get_test_loader
 from glyphs.demo import DEMO_CLASSES, render_demo
 from glyphs.errors import DataError
@@ -66,5 +67,6 @@ def test_missing_fonts_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_nothing)
+    glyphs.demo.font_folder.cache_clear()
     with refused(DataError, "pip install matplotlib"):
         render_demo("test")
