@@ -99,7 +99,9 @@ def main() -> None:
                 whole.append(end_to_end_rate(predictor, folder, Path(temporary, "results.jsonl")))
                 ceilings.append(best_matrix_product(CPU, torch.float32) / 1e9)
                 copies.append(best_copy(CPU) / 1e9)
-                answer = seconds("inference.py", "--model", model, "--image", str(folder / "000" / "000000.png"))
+                answer = seconds(
+                    "inference.py", "--model", str(Path(model).resolve()), "--image", str(folder / "000" / "000000.png")
+                )
                 starts.append(answer - seconds("-c", "pass"))
             name = Path(model).name
             operations = 2 * ModelAnalyzer(model, "cpu").count_multiply_adds() / 1e9
