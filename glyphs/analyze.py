@@ -30,7 +30,7 @@ from glyphs.errors import CheckpointError, ConfigError
 from glyphs.evaluate import Evaluation, metrics, table
 from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
-from glyphs.predict import Network, load_checkpoint, load_onnx
+from glyphs.predict import Network, load_checkpoint, load_onnx, read_class_names
 from glyphs.runtime import Loader, describe_device
 from glyphs.timing import time_networks
 
@@ -330,11 +330,10 @@ def describe_onnx(path: Path) -> Description:
                 f"{path}: declares a tensor of {'x'.join(map(str, shape))} numbers ({name}), which no network for "
                 "28x28 images needs; it is damaged or hostile: export it again"
             )
-    _, names, _ = load_onnx(path, "cpu")
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     layers = graph_layers(proto, shapes)
     return Description(
-        class_names=names,
+        class_names=read_class_names(metadata, path),
         metrics=json_object(metadata.get("metrics")),
         settings=json_object(metadata.get("settings")),
         parameters=sum(layer.parameters for layer in layers),
