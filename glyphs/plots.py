@@ -309,7 +309,7 @@ def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Pat
         bottom.set(xlabel="confidence (%)", ylabel="images", xlim=(0, 101))
         top.grid()
         bottom.grid(axis="y")
-        top.legend(frameon=False, loc="upper left")
+        top.legend(frameon=False, loc="lower right")
 
 
 def plot_misclassified(
