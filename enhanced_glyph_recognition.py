@@ -56,7 +56,7 @@ SETTING_GROUPS = {
         "early_stopping_patience",
     ),
     "augmentation": ("rotation_degree", "affine_degree", "translate"),
-    "run": ("output_dir", "device", "seed", "deterministic", "checkpoint_every", "tensorboard"),
+    "run": ("output_dir", "device", "precision", "seed", "deterministic", "checkpoint_every", "tensorboard"),
 }
 # What evaluation needs besides training; that one is missing should be known before the training.
 EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")

@@ -71,8 +71,13 @@ def seconds(*command: str) -> float:
     return time.perf_counter() - started
 
 
+def digits(value: float) -> str:
+    """Three digits, or all of a larger number: never 1.17e+03."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def show(name: str, values: list[float]) -> None:
-    print(f"{name:44}{statistics.median(values):10.3g}{min(values):10.3g}{max(values):10.3g}")
+    print(f"{name:44}{digits(statistics.median(values)):>10}{digits(min(values)):>10}{digits(max(values)):>10}")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ DATASETS = ("emnist", "folder", "demo")
 SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 SCHEDULERS = ("cosine", "plateau")
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESSING = ("glyph", "plain")
 CLASS_PRIORS = ("data", "uniform")
 
@@ -130,6 +131,12 @@ class Config:
     )
     deterministic: bool = setting(False, "on CUDA, the same bits every run, more slowly (CPU runs always are)")
     device: str = setting("auto", "auto takes CUDA where there is one", choices=DEVICES, may_change=True)
+    precision: str = setting(
+        "auto",
+        "of the arithmetic of training; auto: bfloat16 or float16 on CUDA, float32 on CPUs, where bfloat16 is faster "
+        "if they have AMX units, else much slower",
+        choices=PRECISIONS,
+    )
     output_dir: str = setting("outputs", "folder for checkpoints, plots and reports", may_change=True)
     checkpoint_every: float = setting(
         120.0, "seconds between checkpoints within an epoch", check=POSITIVE, may_change=True

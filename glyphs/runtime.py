@@ -110,8 +110,13 @@ def limit_threads() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()) if not launched() else usable_cpus())
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that training computes in: bfloat16 on CUDA, float16 on GPUs before Ampere, float32 on CPU."""
+def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The dtype that training computes in.
+
+    precision : `float32`, `bfloat16` or `auto`: bfloat16 on CUDA, float16 on GPUs before Ampere, float32 on CPU.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

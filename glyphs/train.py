@@ -195,7 +195,7 @@ class Trainer:
         self.output_dir = Path(self.config.output_dir)
         self.num_steps = len(train_loader)
 
-        self.dtype = autocast_dtype(self.device)
+        self.dtype = autocast_dtype(self.device, self.config.precision)
         self.criterion = make_criterion(self.config, train_loader, len(class_names)).to(self.device)
         self.optimizer = make_optimizer(model, self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)

@@ -55,6 +55,7 @@ OTHERS: dict[str, tuple[Any, list[str]]] = {
     "seed": (0, ["--seed", "0"]),
     "deterministic": (True, ["--deterministic"]),
     "device": ("cpu", ["--device", "cpu"]),
+    "precision": ("bfloat16", ["--precision", "bfloat16"]),
     "output_dir": ("here", ["--output-dir", "here"]),
     "checkpoint_every": (0.5, ["--checkpoint-every", "0.5"]),
     "tensorboard": (True, ["--tensorboard"]),

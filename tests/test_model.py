@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphs.model import WINOGRAD_FROM, Conv3x3, DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock
+from glyphs.model import (
+    WINOGRAD_FROM,
+    BFloat16Conv3x3,
+    Conv3x3,
+    DepthwiseSeparableConv,
+    EnhancedGlyphCNN,
+    ResidualBlock,
+)
 
 BOTH = pytest.mark.parametrize("use_residual", [True, False])
 
@@ -116,6 +123,39 @@ def test_fast_convolution_of_4x4_maps_is_the_convolution(dtype: torch.dtype, tol
     for ours, expected in zip(fast, plain, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * expected.std().item() * 10)
     assert conv(images).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 4), (2, 7), (2, 8)])
+def test_bfloat16_convolution_has_the_convolutions_gradients(stride: int, size: int) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(5, 24, size, size).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(40, 24, 3, 3).bfloat16().requires_grad_()
+    out = BFloat16Conv3x3.apply(images, weight, stride)
+    expected = F.conv2d(images.float(), weight.float(), stride=stride, padding=1)
+    through = torch.randn_like(expected).bfloat16()
+    for _ in range(2):  # its work space is written to again
+        ours = torch.autograd.grad(out, (images, weight), through, retain_graph=True)
+    exact = torch.autograd.grad(expected, (images, weight), through.float())
+    for a, b in zip((out, *ours), (expected, *exact), strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=0.02, atol=0.02 * b.std().item())
+
+
+@torch.no_grad()
+def test_autocast_leaves_wide_small_maps_to_the_bfloat16_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def note(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
+        seen.append(tuple(x.shape))
+        return F.conv2d(x, weight)
+
+    monkeypatch.setattr(BFloat16Conv3x3, "apply", note)
+    images = torch.zeros(2, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        for size, stride in ((4, 1), (7, 2), (7, 1), (14, 2)):
+            Conv3x3(3, 3, stride)(torch.zeros(2, 3, size, size))
+    assert seen == [(2, 3, 4, 4), (2, 3, 7, 7)]
+    Conv3x3(3, 3)(images)
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(("count", "size", "factor"), [(WINOGRAD_FROM, 4, 4), (WINOGRAD_FROM - 1, 4, 1), (64, 5, 1)])

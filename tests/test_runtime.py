@@ -194,6 +194,7 @@ def test_cuda_where_there_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 def test_cpu_computes_in_float32_and_names_its_threads() -> None:
     assert autocast_dtype(CPU) is torch.float32
+    assert autocast_dtype(CPU, "bfloat16") is torch.bfloat16
     assert describe_device(CPU) == f"CPU, {torch.get_num_threads()} threads"
 
 
@@ -205,6 +206,7 @@ def test_gpu_computes_in_bfloat16_from_ampere_on(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert autocast_dtype(torch.device("cuda")) is dtype
+    assert autocast_dtype(torch.device("cuda"), "float32") is torch.float32
 
 
 @pytest.fixture

@@ -133,6 +133,13 @@ def test_it_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
     assert "training" not in best
 
 
+def test_it_learns_in_bfloat16_too(tmp_path: Path) -> None:
+    [exact] = make_trainer(tmp_path / "exact", num_epochs=1, use_residual=True).fit()
+    [row] = make_trainer(tmp_path / "fast", num_epochs=1, use_residual=True, precision="bfloat16").fit()
+    assert row["train_loss"] != exact["train_loss"]
+    assert row["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+
+
 def test_best_model_goes_by_accuracy_and_restored_weights_by_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
