@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")
     uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
     how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
+    views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"
+    how.add_argument("--average-views", action="store_true", help=views)
 
     answers = parser.add_argument_group("answers")
     answers.add_argument("--top-k", type=positive, default=5, metavar="N", help="likeliest classes (default: 5)")
@@ -107,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         min_confidence=arguments.min_confidence,
         mode=arguments.mode,
         batch_size=config.batch_size,
+        average_views=arguments.average_views,
     )
     images: list[tuple[str, Picture]] = [
         (name, io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name) for name in arguments.image or ()

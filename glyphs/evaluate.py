@@ -20,7 +20,7 @@ from glyphs.cli import one_line
 from glyphs.distributed import merge_rows, total, world_size
 from glyphs.errors import CheckpointError, DataError
 from glyphs.files import replace_file
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.runtime import Divisible, Loader, own_share
 
 TOP_K = 5
@@ -117,7 +117,10 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: EnhancedGlyphCNN, class_names: Sequence[str], device: torch.device | str | None = None
+        self,
+        model: EnhancedGlyphCNN | ViewAverage,
+        class_names: Sequence[str],
+        device: torch.device | str | None = None,
     ) -> None:
         if model.num_classes != len(class_names):
             raise CheckpointError(
@@ -175,7 +178,13 @@ class Evaluator:
         count = int(total(torch.tensor(len(places))))
         own_mistakes = places[logits.argmax(dim=1) != labels]
         logits, labels = merge_rows(logits, places, count), merge_rows(labels, places, count)
-        merged = Evaluation(self.class_names, self._checked_logits([logits]), self._checked_labels([labels]), None)
+        merged = Evaluation(
+            self.class_names,
+            self._checked_logits([logits]),
+            self._checked_labels([labels]),
+            None,
+            self.model.temperature.item(),
+        )
         at = torch.searchsorted(merged.mistakes, own_mistakes)
         return dataclasses.replace(merged, mistake_images=merge_rows(images, at, len(merged.mistakes)))
 

@@ -60,6 +60,7 @@ class GlyphPredictor:
     mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
         is the one that the model was trained with.
     batch_size : pictures that the network sees at once.
+    average_views : let the network look at every picture seven times (see `glyphs.model.ViewAverage`); not for .onnx.
 
     Raises
     ------
@@ -76,10 +77,15 @@ class GlyphPredictor:
         min_confidence: float = 0.0,
         mode: Mode | None = None,
         batch_size: int = Config.batch_size,
+        average_views: bool = False,
     ) -> None:
         path = Path(model)
-        load = load_onnx if path.suffix.lower() == ".onnx" else load_checkpoint
-        self.network, names, trained_with = load(path, device or "auto")
+        if path.suffix.lower() != ".onnx":
+            self.network, names, trained_with = load_checkpoint(path, device or "auto", average_views=average_views)
+        elif average_views:
+            raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
+        else:
+            self.network, names, trained_with = load_onnx(path, device or "auto")
         self.columns = list(range(len(names))) if alphabet is None else choose_columns(names, alphabet)
         self.class_names = [names[column] for column in self.columns]
         self.min_confidence = min_confidence
@@ -212,7 +218,7 @@ def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
     return sorted(columns)
 
 
-def load_checkpoint(path: Path, device: str) -> tuple[Network, list[str], Mode]:
+def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> tuple[Network, list[str], Mode]:
     """The network of a checkpoint on the device, its class names and its preprocessing.
 
     Raises CheckpointError and ConfigError.
@@ -220,16 +226,17 @@ def load_checkpoint(path: Path, device: str) -> tuple[Network, list[str], Mode]:
     import torch
 
     from glyphs.checkpoint import load_model
+    from glyphs.model import ViewAverage
     from glyphs.runtime import choose_device, explain_out_of_memory, limit_threads
 
     limit_threads()
     where = choose_device(device)
     model, config, names = load_model(path)
-    model.to(where)
+    classifier = (ViewAverage(model) if average_views else model).to(where)
 
     def network(images: Bytes) -> Floats:
         with torch.inference_mode(), explain_out_of_memory(len(images)):
-            logits: torch.Tensor = model(torch.from_numpy(images).to(where))
+            logits: torch.Tensor = classifier(torch.from_numpy(images).to(where))
             probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
         return probabilities
 

@@ -92,6 +92,7 @@ def gradients(folder: Path) -> list[tuple[Tensor, dict[str, Tensor]]]:
 def evaluation() -> Evaluation:
     seed_everything(0)
     model = EnhancedGlyphCNN(len(CLASSES), use_residual=False)
+    model.temperature.fill_(0.8)
     return Evaluator(model, CLASSES).evaluate(TensorLoader(*make_images(37, 3), 7))
 
 
@@ -105,7 +106,7 @@ def compute(folder: Path) -> None:
     result: dict[str, Any] = {"world": world_size(), "gradients": gradients(folder / "gradients")}
     in_turn(lambda: take_turn(folder / "turns"))
     measured = evaluation()
-    result |= {name: getattr(measured, name) for name in ("logits", "labels", "mistake_images")}
+    result |= {name: getattr(measured, name) for name in ("logits", "labels", "mistake_images", "temperature")}
     trainer_of(folder / "whole").fit()
     resumed = trainer_of(folder / "stopped")
     resumed.resume(load_checkpoint(folder / "stopped" / LATEST_CHECKPOINT))
@@ -210,6 +211,7 @@ def test_every_image_is_evaluated_once_and_in_order(results: list[dict[str, Any]
         torch.testing.assert_close(result["logits"], expected.logits, rtol=1e-4, atol=1e-5)
         assert torch.equal(result["labels"], expected.labels)
         assert torch.equal(result["mistake_images"], expected.mistake_images)
+        assert result["temperature"] == expected.temperature != 1
 
 
 def test_a_run_ends_as_that_of_one_process(computed: Path, tmp_path: Path) -> None:

@@ -219,6 +219,18 @@ def test_arguments_that_cannot_be(
     assert message in capsys.readouterr().err
 
 
+def test_views_are_averaged_where_asked(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, checkpoint = [], save_small_checkpoint(tmp_path / "small.pth")
+    for more in ((), ("--average-views",)):
+        infer("--model", checkpoint, "--image", pictures / "a.png", *more)
+        answers.append(capsys.readouterr().out)
+    assert answers[0] != answers[1]
+    with pytest.raises(ConfigError, match=r"model\.onnx.*\.pth"):
+        infer("--model", model, "--image", pictures / "a.png", "--average-views")
+
+
 def test_what_ends_the_run(model: Path, pictures: Path, tmp_path: Path) -> None:
     one = ("--image", pictures / "a.png")
     with pytest.raises(CheckpointError, match="no such"):

@@ -15,6 +15,7 @@ from glyphs.model import (
     DepthwiseSeparableConv,
     EnhancedGlyphCNN,
     ResidualBlock,
+    ViewAverage,
 )
 
 BOTH = pytest.mark.parametrize("use_residual", [True, False])
@@ -221,3 +222,37 @@ def test_three_stages_of_two_blocks_of_the_chosen_kind() -> None:
 def test_dropout_rate_is_that_asked_for() -> None:
     assert EnhancedGlyphCNN(5, dropout_rate=0.25, use_residual=False).dropout.p == 0.25
     assert EnhancedGlyphCNN(5, use_residual=False).dropout.p == 0.4
+
+
+class Seen(EnhancedGlyphCNN):
+    """Notes what it is shown, and answers with its number."""
+
+    def __init__(self) -> None:
+        super().__init__(2, use_residual=False)
+        self.views: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.views.append(images)
+        return torch.tensor([[len(self.views), 0.0]]).expand(len(images), -1)
+
+
+def test_views_are_turned_resized_and_slanted_and_their_logits_averaged() -> None:
+    model = Seen()
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image[..., 6:22, 12:16] = 255  # a bar of 4x16
+    average = ViewAverage(model)(image)
+    torch.testing.assert_close(average, torch.tensor([[(1 + 7) / 2, 0]]))
+    torch.testing.assert_close(model.views[0], image / 255)
+    y, x = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")
+    ink = [view.sum().item() for view in model.views]
+    slants = [((view * x * y).sum() / (view * y * y).sum()).item() for view in model.views]
+    heights = [((view * y * y).sum() / view.sum()).sqrt().item() for view in model.views]
+    assert [round(s / ink[0], 2) for s in ink] == pytest.approx([1, 1, 1, 1 / 1.07**2, 1.07**2, 1, 1], abs=0.02)
+    assert slants == pytest.approx([0, 0.1, -0.1, 0, 0, -0.1, 0.1], abs=0.015)  # tan(6 degrees) is 0.105
+    assert heights[3] < heights[0] < heights[4]
+
+
+def test_a_temperature_shows_through_the_average_of_views() -> None:
+    model = make_model(False)
+    model.temperature.fill_(2.5)
+    assert ViewAverage(model).temperature == 2.5

@@ -211,6 +211,15 @@ def test_evaluate_alone_needs_only_the_checkpoint(
         assert value == (after_training[name] if isinstance(value, str) else pytest.approx(after_training[name], 1e-4))
 
 
+def test_views_are_averaged_where_asked(whole: Path, tmp_path: Path) -> None:
+    checkpoint = str(whole / "best_model.pth")
+    main(["--evaluate", checkpoint, "--average-views", "--output-dir", str(tmp_path), "--device", "cpu"])
+    one, seven = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, tmp_path))
+    assert one["loss"] != seven["loss"] == pytest.approx(one["loss"], rel=0.2)
+    with pytest.raises(SystemExit, match="2"):
+        quick(tmp_path, "--average-views", "--skip-eval")
+
+
 def test_the_best_model_is_calibrated_on_the_validation_images(whole: Path) -> None:
     temperature = load_checkpoint(whole / "best_model.pth")["model"]["temperature"].item()
     metrics = json.loads((whole / "metrics.json").read_text())
