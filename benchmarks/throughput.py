@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import glyphs.model
 from glyphs.cli import run
-from glyphs.config import Config
+from glyphs.config import PRECISIONS, Config
 from glyphs.cpus import usable_cpus
 from glyphs.data import Augmentation, TensorLoader
 from glyphs.model import EMNIST_MEAN, EMNIST_STD, WINOGRAD_FROM, EnhancedGlyphCNN
@@ -71,9 +71,11 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8), torch.randint(CLASSES, (count,))
 
 
-def make_trainer(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Trainer:
+def make_trainer(
+    images: Tensor, labels: Tensor, batch_size: int, device: torch.device, precision: str = "auto"
+) -> Trainer:
     """A trainer of the default model, as the training script makes it; the images stay where they are."""
-    config = Config(batch_size=batch_size, device=device.type, output_dir=tempfile.gettempdir())
+    config = Config(batch_size=batch_size, device=device.type, precision=precision, output_dir=tempfile.gettempdir())
     augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
     loader = TensorLoader(images, labels, batch_size, shuffle_seed=0, augmentation=augmentation, device=device)
     trainer = Trainer(EnhancedGlyphCNN(CLASSES), loader, loader, config, [str(i) for i in range(CLASSES)])
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps a round (default: 10)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; the median is reported (default: 7)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="as in training (default: auto)")
     parser.add_argument("--threads", type=int, help="threads on the CPU (default: as training chooses)")
     parser.add_argument("--direct", action="store_true", help="convolve 4x4 maps directly, not by Winograd's algorithm")
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
@@ -204,9 +207,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device, batch_size = choose_device(arguments.device), arguments.batch_size
     images, labels = random_images(batch_size * (arguments.steps + WARM_UP_STEPS))
-    trainer = make_trainer(images.to(device), labels.to(device), batch_size, device)
+    trainer = make_trainer(images.to(device), labels.to(device), batch_size, device, arguments.precision)
     nominal, real = operations(trainer, WINOGRAD_FROM // 2), operations(trainer, WINOGRAD_FROM)
-    if arguments.direct:
+    if arguments.direct or trainer.dtype is not torch.float32:  # only float32 takes Winograd's algorithm
         glyphs.model.WINOGRAD_FROM, real = sys.maxsize, nominal
     print(f"{describe_device(device)}, torch {torch.__version__}, {trainer.dtype}, batch {batch_size}")
     if arguments.compile:
