@@ -498,11 +498,15 @@ def _scatter_front(
     ]
     best = sorted(point for point in points if front[point[2]])
     axes.step([x for x, *_ in best], [y for _, y, _ in best], "--", where="post", color=GREY, linewidth=1.2, zorder=0)
-    for cost, accuracy, place in points:
+    widths = [max(values) - min(values) for values in list(zip(*points, strict=True))[:2]]
+    corners = ((9, 6), (9, -14), (-17, 6), (-17, -14))
+    for number, (cost, accuracy, place) in enumerate(points):
+        near = [abs(x - cost) <= widths[0] / 20 and abs(y - accuracy) <= widths[1] / 20 for x, y, _ in points[:number]]
+        corner = corners[sum(near) % len(corners)]  # so that the letters of neighbours do not lie on each other
         colour = _colour(place)
         inside = colour if front[place] else "white"
         axes.plot(cost, accuracy, "o", markersize=11, color=inside, markeredgecolor=colour, markeredgewidth=2)
-        axes.annotate(letters[place], (cost, accuracy), xytext=(9, 6), textcoords="offset points", fontsize=11)
+        axes.annotate(letters[place], (cost, accuracy), xytext=corner, textcoords="offset points", fontsize=11)
     axes.margins(0.2)
     axes.set(xlabel=title, ylabel=name)
     axes.set_title("filled: on the Pareto front", fontsize=10)
