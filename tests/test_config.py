@@ -12,7 +12,7 @@ from enhanced_glyph_recognition import build_parser
 from glyphs.cli import given_settings
 from glyphs.config import Config, get_default_config, read_config
 from glyphs.errors import ConfigError
-from tests.conftest import refused
+from tests.conftest import ROOT, refused
 
 PROMISED = {
     "emnist_split": "balanced",
@@ -159,6 +159,12 @@ def test_survives_json(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
     assert Config.from_dict(read_config(path)) == config
+
+
+def test_a_recipe_is_settings_that_are_not_defaults() -> None:
+    recipe = read_config(ROOT / "recipes" / "accurate.json")
+    assert {name for name, value in recipe.items() if getattr(Config(), name) == value} == set()
+    assert Config.from_dict(recipe).class_prior == "uniform"
 
 
 def test_reads_only_what_the_file_says(tmp_path: Path) -> None:
