@@ -48,6 +48,7 @@ STYLE = {
 }
 # In the monospaced one 0 O o, 1 I l and the two cases of a letter look different; the other has more scripts.
 LABEL_FONTS = ("DejaVu Sans Mono", "DejaVu Sans")
+FEWEST_IN_BIN = 10  # images, below which the share of right answers is only noise
 MAX_LABEL = 16  # characters of a class name that are shown
 LEFT_TO_RIGHT = "\u200e"  # an invisible mark
 SHORT_LABEL = 2  # characters that fit upright above a column
@@ -281,7 +282,7 @@ def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Pat
     Parameters
     ----------
     calibrated, uncalibrated : float [3, B], with and without temperature: images, summed confidence and correct
-        answers in each of B bins of equal width.
+        answers in each of B bins of equal width.  A bin of fewer than 10 images is not drawn.
     """
     with _picture(path, 6.2, 6.4) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -292,7 +293,7 @@ def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Pat
             (calibrated, "with temperature", BLUE, "o"),
         ):
             errors.append(100 * np.abs(confidence - correct).sum() / images.sum())
-            some = images > 0
+            some = images >= min(FEWEST_IN_BIN, images.max())
             top.plot(
                 100 * confidence[some] / images[some],
                 100 * correct[some] / images[some],

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -158,6 +160,21 @@ def test_reliability_says_how_far_confidence_is_off(tmp_path: Path, texts: list[
     assert "Calibration error 1.0 points" in texts
     assert {"with temperature: off by 1.0 points", "without temperature: off by 10.0 points"} <= set(texts)
     size_of(tmp_path / "a.png")
+
+
+def test_reliability_draws_no_share_of_a_few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[float]] = []
+    original = Axes.plot
+
+    def plot(axes: Axes, x: Any, *others: Any, **options: Any) -> Any:
+        drawn.append(list(x))
+        return original(axes, x, *others, **options)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    images = np.array([2, 10, 90])
+    bins = np.stack([images, images * np.array([0.2, 0.5, 0.9]), images * 0.5])
+    plots.plot_reliability(bins, bins, tmp_path / "a.png")
+    assert drawn[1] == drawn[2] == pytest.approx([50, 90])
 
 
 @pytest.mark.parametrize("count", [0, 1, 9])
