@@ -171,4 +171,5 @@ def write_half_precision(source: Path, target: Path) -> None:
     for field in dataclasses.fields(Config):
         if field.metadata["may_change"] and field.name in content["config"] and field.name != "num_epochs":
             content["config"][field.name] = field.default  # of the machine, not of the model
+    content["config"]["finetune"] = None  # a path, too
     write_checkpoint(target, content)

@@ -90,6 +90,13 @@ def test_half_precision_is_half_the_size_and_loads_as_float32(saved: Path, model
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), atol=1e-6, rtol=1e-3)
 
 
+def test_half_precision_tells_no_path_of_the_machine(saved: Path) -> None:
+    paths = {"data_dir": "/a/b", "output_dir": "/a/c", "finetune": "/a/d.pth"}
+    half = saved.with_name("half.pth")
+    write_half_precision(damaged(saved, lambda content: content["config"].update(paths)), half)
+    assert load_model(half)[1] == CONFIG
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_weights_saved_under_a_wrapper_load(saved: Path, model: EnhancedGlyphCNN, prefix: str) -> None:
     def wrap(content: dict[str, Any]) -> None:
