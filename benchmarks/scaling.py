@@ -13,8 +13,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,41 +21,30 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks.throughput import CLASSES, best_matrix_product
+from benchmarks.throughput import best_copy, best_matrix_product, make_trainer, random_images, wait_for
 from glyphs.cli import launched
-from glyphs.config import Config
 from glyphs.data import Augmentation, TensorLoader
 from glyphs.distributed import barrier, process_group, rank, world_size
-from glyphs.model import EnhancedGlyphCNN
 from glyphs.runtime import choose_device, describe_device, limit_threads
 from glyphs.train import Trainer
 
 LOCAL_BATCHES = (4, 16, 32, 64, 128, 256)
 SMALL = 1024  # floats: the time to all-reduce them is nearly all latency
 DEVICES = (1, 2, 4, 8, 64)
-COPIED = 64 * 2**20  # bytes
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """The time of one call, the mean over `repeats` of them."""
-    synchronise(device)
-    started = time.perf_counter()
+    started = wait_for(device)
     for _ in range(repeats):
         work()
-    synchronise(device)
-    return (time.perf_counter() - started) / repeats
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return (wait_for(device) - started) / repeats
 
 
 def step_seconds(trainer: Trainer, batch: int, repeats: int) -> float:
     """A whole training step (gather, augment, forward, backward, clip, update) of this many images, on this device."""
     device = trainer.device
-    images = torch.randint(0, 256, (batch, 1, 28, 28), dtype=torch.uint8, device=device)
-    labels = torch.randint(CLASSES, (batch,), device=device)
+    images, labels = (tensor.to(device) for tensor in random_images(batch))
     settings = trainer.config
     distortion = Augmentation(settings.rotation_degree, settings.affine_degree, settings.translate)
     loader = TensorLoader(images, labels, batch, shuffle_seed=0, augmentation=distortion)
@@ -68,13 +55,6 @@ def reduce_seconds(floats: int, device: torch.device, repeats: int) -> float:
     tensor = torch.zeros(floats, device=device)
     dist.all_reduce(tensor)  # the first call connects
     return seconds(lambda: dist.all_reduce(tensor), device, repeats)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes, the best of five."""
-    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * COPIED / min(seconds(lambda: target.copy_(source), device, 1) for _ in range(5))
 
 
 def step_time(batch: float, steps: dict[int, float]) -> float:
@@ -119,19 +99,16 @@ def derive(
 def measure(arguments: argparse.Namespace) -> None:
     limit_threads()
     device = choose_device(arguments.device)
-    model = EnhancedGlyphCNN(CLASSES)
-    floats = sum(p.numel() for p in model.parameters())
-    config = Config(device=arguments.device, output_dir=tempfile.gettempdir())
-    loader = TensorLoader(torch.zeros(512, 1, 28, 28, dtype=torch.uint8), torch.zeros(512, dtype=torch.int64), 512)
-    trainer = Trainer(model, loader, loader, config, [str(i) for i in range(CLASSES)])
-    trainer.parallel_model = trainer.model.train()  # without all-reduce: that is measured by itself
+    trainer = make_trainer(*random_images(512), 512, device)
+    floats = sum(p.numel() for p in trainer.model.parameters())
+    trainer.parallel_model = trainer.model  # without all-reduce: that is measured by itself
     steps: dict[int, list[float]] = {batch: [] for batch in LOCAL_BATCHES}
     small, whole, copies, products = [], [], [], []
     for batch in LOCAL_BATCHES:
         step_seconds(trainer, batch, 2)  # warms up
     for _ in range(arguments.rounds):
         products.append(best_matrix_product(device, trainer.dtype))
-        copies.append(copy_rate(device))
+        copies.append(best_copy(device))
         for batch in LOCAL_BATCHES:
             barrier()
             steps[batch].append(step_seconds(trainer, batch, arguments.steps))
