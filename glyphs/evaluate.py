@@ -20,7 +20,7 @@ from glyphs.cli import one_line
 from glyphs.distributed import merge_rows, total, world_size
 from glyphs.errors import CheckpointError, DataError
 from glyphs.files import replace_file
-from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.model import EnhancedGlyphCNN, ViewAverage, modes_kept
 from glyphs.runtime import Divisible, Loader, own_share
 
 TOP_K = 5
@@ -107,7 +107,7 @@ class Evaluator:
 
     Parameters
     ----------
-    model : is left in the mode that it was in.
+    model : it and its parts, such as batch norms that were frozen, are left in the modes that they were in.
     class_names : in the order of the model's outputs.
     device : where to compute; by default where the model is.  The model is moved there.
 
@@ -150,18 +150,14 @@ class Evaluator:
         logits: list[Tensor] = []
         labels: list[Tensor] = []
         mistakes: list[Tensor] = []
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                for images, truth in tqdm(loader, desc="evaluating", unit="batch", disable=None):
-                    logits.append(self.model(images.to(self.device)).float().cpu())
-                    labels.append(truth.cpu())
-                    # Only the images of mistakes are kept: they are few, and the only ones shown.
-                    wrong = logits[-1].argmax(dim=1) != labels[-1]
-                    mistakes.append(as_bytes(images[wrong.to(images.device)]).cpu())
-        finally:
-            self.model.train(was_training)
+        with modes_kept(self.model), torch.inference_mode():
+            self.model.eval()
+            for images, truth in tqdm(loader, desc="evaluating", unit="batch", disable=None):
+                logits.append(self.model(images.to(self.device)).float().cpu())
+                labels.append(truth.cpu())
+                # Only the images of mistakes are kept: they are few, and the only ones shown.
+                wrong = logits[-1].argmax(dim=1) != labels[-1]
+                mistakes.append(as_bytes(images[wrong.to(images.device)]).cpu())
         # Joined outside inference mode, so that what is returned are ordinary tensors.
         if isinstance(loader, Divisible) and world_size() > 1:
             return self._merge(loader.places, torch.cat(logits), torch.cat(labels), torch.cat(mistakes))

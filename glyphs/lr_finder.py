@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from glyphs.errors import TrainingError
-from glyphs.runtime import Loader, autocast_dtype, fetch_steps
+from glyphs.model import modes_kept
+from glyphs.runtime import Loader, autocast_dtype, fetch_steps, require_batches
 
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
@@ -57,7 +58,9 @@ class LRFinder:
         Raises
         ------
         TrainingError : the loss was not finite, or diverged, before there was anything to see.
+        DataError : the loader has no batch.
         """
+        require_batches(loader, "training")
         device = next(self.model.parameters()).device
         # float16 would need a gradient scaler; a hundred steps can afford float32.
         bfloat16 = autocast_dtype(device) is torch.bfloat16
@@ -101,14 +104,12 @@ class LRFinder:
     def _everything_restored(self) -> Iterator[None]:
         model_state = copy.deepcopy(self.model.state_dict())
         optimizer_state = copy.deepcopy(self.optimizer.state_dict())
-        was_training = self.model.training
         numpy_state, python_state = np.random.get_state(), random.getstate()
         try:
-            with torch.random.fork_rng():
+            with modes_kept(self.model), torch.random.fork_rng():
                 yield
         finally:
             self.model.load_state_dict(model_state)
-            self.model.train(was_training)
             self.optimizer.load_state_dict(optimizer_state)
             self.optimizer.zero_grad()
             np.random.set_state(numpy_state)

@@ -1,8 +1,10 @@
 """The network: a residual CNN for 28x28 glyphs, and its lighter depthwise-separable sister."""
 
+import contextlib
 import functools
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -224,6 +226,17 @@ class EnhancedGlyphCNN(nn.Module):
         x = self.stages(self.stem(x))
         logits: Tensor = self.classifier(self.dropout(self.pool(x).flatten(1)))
         return logits / self.temperature
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each part of the model is in the mode that it was in, training or not: some may be frozen."""
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class ViewAverage(nn.Module):

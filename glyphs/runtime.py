@@ -10,11 +10,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from glyphs.cli import launched
 from glyphs.cpus import usable_cpus
 from glyphs.distributed import rank, world_size
-from glyphs.errors import ConfigError, TrainingError
+from glyphs.errors import ConfigError, DataError, TrainingError
 
 Batch = tuple[Tensor, Tensor]  # images [N, 1, H, W], uint8 or float in [0, 1]; labels int64 [N]
 
@@ -69,6 +70,25 @@ def own_share(loader: Loader) -> Loader:
             "put the images into a glyphs.data.TensorLoader, or train in one process"
         )
     return loader.share(rank(), world_size())
+
+
+def require_batches(loader: Loader, name: str) -> None:
+    """Raise DataError where a loader has no batch at all, with which every mean would be a division by zero."""
+    if len(loader) == 0:
+        raise DataError(
+            f"the {name} loader has no batch: give it images, and where it drops an incomplete batch, smaller batches"
+        )
+
+
+def start_anew(loader: Loader) -> Iterator[Batch]:
+    """Iterate over a loader; where it is a torch DataLoader, with new worker processes.
+
+    Workers that persist (`persistent_workers=True`) would draw on from where the last epoch left their generators,
+    which a resumed run cannot know.
+    """
+    if isinstance(loader, DataLoader):
+        loader._iterator = None  # where it keeps such workers
+    return iter(loader)
 
 
 def choose_device(name: str) -> torch.device:
@@ -160,7 +180,7 @@ def fetch_steps(loader: Loader, seed: int, epoch: int, first_step: int = 0) -> I
         loader.seek(epoch, first_step)
         made_from = first_step
     seed_everything(address(seed, "epoch", epoch))  # a DataLoader seeds its workers when its iterator is made
-    batches = iter(loader)
+    batches = start_anew(loader)
     for step in range(made_from, len(loader)):
         seed_everything(address(seed, "step", epoch, step))
         batch = next(batches)

@@ -44,7 +44,10 @@ from glyphs.runtime import (
     choose_device,
     fetch_steps,
     own_share,
+    require_batches,
     seed_everything,
+    start_anew,
+    use_deterministic_algorithms,
 )
 
 MAX_GRADIENT_NORM = 1.0
@@ -108,9 +111,13 @@ class LogitAdjustedLoss(nn.CrossEntropyLoss):
     What the data's frequencies explain, the model then need not: its own logits are those of a uniform prior
     (Menon et al., arXiv 2007.07314, equation 10).
 
+    Labels are smoothed towards the prior.  At the loss's optimum the model's own probabilities are as the target over
+    the prior: smoothed towards the uniform distribution, the rarest class would have the highest of them everywhere.
+
     Parameters
     ----------
     class_counts : [C], training images of each class.
+    label_smoothing : share of the target that is spread over the classes, in proportion to their counts.
     """
 
     def __init__(self, class_counts: Tensor, label_smoothing: float) -> None:
@@ -120,7 +127,10 @@ class LogitAdjustedLoss(nn.CrossEntropyLoss):
         self.register_buffer("log_prior", (counts / counts.sum()).log().float())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return super().forward(logits + self.log_prior, labels)
+        log_probabilities = (logits + self.log_prior).log_softmax(dim=1)
+        by_label = F.nll_loss(log_probabilities, labels)
+        by_prior = -(log_probabilities @ self.log_prior.exp()).mean()
+        return (1 - self.label_smoothing) * by_label + self.label_smoothing * by_prior
 
 
 def make_criterion(config: Config, train_loader: Loader, num_classes: int) -> nn.CrossEntropyLoss:
@@ -161,6 +171,9 @@ def is_finished(checkpoint: Mapping[str, Any]) -> bool:
 class Trainer:
     """Trains a model, and writes checkpoints, config.json and history.csv into `config.output_dir`.
 
+    `scheduler` may be replaced before `fit` by any of `torch.optim.lr_scheduler` over `optimizer`.  It is stepped after
+    every step of the training; a ReduceLROnPlateau after every epoch, with the validation loss.
+
     Where several processes work together (`glyphs.distributed.process_group`), each takes its share of every batch, and
     process 0 writes.  What they compute is what one would, but for rounding, dropout and batch norm's statistics.
 
@@ -173,6 +186,7 @@ class Trainer:
     Raises
     ------
     ConfigError : the loaders cannot be shared out among the processes there are, or there is no such device.
+    DataError : a loader has no batch.
 
     It does not keep a second process out of the folder, as the training script does: see `glyphs.files.claim_folder`.
     """
@@ -186,6 +200,10 @@ class Trainer:
         class_names: list[str],
     ) -> None:
         self.config = config if isinstance(config, Config) else Config.from_dict(config)
+        require_batches(train_loader, "training")
+        require_batches(val_loader, "validation")
+        if self.config.deterministic:  # where it is off, what the caller has chosen stays
+            use_deterministic_algorithms(True)
         self.device = choose_device(self.config.device)
         self.model = model.to(self.device)
         self.parallel_model = average_gradients(self.model, self.device)
@@ -290,7 +308,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
+        if not isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step()
         correct = (logits.argmax(1) == labels).sum()
         # All processes have the same norm: one counts it.
@@ -343,7 +361,7 @@ class Trainer:
         # For a user's own loader that draws at random: a resumed run must see the same images.
         seed_everything(address(self.config.seed, "validation", self.epoch))
         totals = torch.zeros(3, len(self.class_names), dtype=torch.float64, device=self.device)  # by class
-        for images, labels in self.val_loader:
+        for images, labels in start_anew(self.val_loader):
             images, labels = images.to(self.device), labels.to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
                 logits = self.model(images)
@@ -408,7 +426,8 @@ class Trainer:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(training["optimizer"])
             self.scheduler.load_state_dict(training["scheduler"])
-            self.scaler.load_state_dict(training["scaler"])
+            if training["scaler"]:  # empty where the run so far needed no scaler: this one then begins as in a new run
+                self.scaler.load_state_dict(training["scaler"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint is of another architecture ({str(error).splitlines()[0]}); resume with the settings "
@@ -422,9 +441,7 @@ class Trainer:
         self.best_accuracy = training["best_accuracy"]
         self.history = training["history"]
 
-    def _make_scheduler(
-        self,
-    ) -> torch.optim.lr_scheduler.LambdaLR | torch.optim.lr_scheduler.ReduceLROnPlateau:
+    def _make_scheduler(self) -> torch.optim.lr_scheduler.LRScheduler:
         if self.config.scheduler == "plateau":
             return torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, patience=PLATEAU_PATIENCE)
         epochs = self.config.num_epochs
@@ -460,7 +477,7 @@ class Trainer:
             rate = self.optimizer.param_groups[0]["lr"]
             if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
                 done = self.epoch * self.num_steps + step
-                rate = self.config.learning_rate * self.scheduler.lr_lambdas[0](done)
+                rate = self.scheduler.base_lrs[0] * self.scheduler.lr_lambdas[0](done)
             raise TrainingError(
                 f"epoch {self.epoch + 1}, step {step + 1} of {self.num_steps}: the loss is {float(stats[step, 0])} and "
                 f"the gradient norm {float(stats[step, 3])} at learning rate {rate:.3g}; lower --learning-rate. "

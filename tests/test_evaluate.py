@@ -130,6 +130,16 @@ def test_look_alikes_and_cases_are_counted_as_one_class() -> None:
     assert result["merged_accuracy"] == 1 / 2  # with a class l of its own, L is only a capital
 
 
+def test_evaluator_leaves_frozen_parts_frozen() -> None:
+    model = EnhancedGlyphCNN(4, use_residual=False).train()
+    model.get_submodule("stem.1").eval()
+    before = [part.training for part in model.modules()]
+    Evaluator(model, NAMES).evaluate(TensorLoader(torch.zeros(1, 1, 28, 28), torch.tensor([0]), 4))
+    assert [part.training for part in model.modules()] == before
+    assert True in before
+    assert False in before
+
+
 @pytest.mark.parametrize("kind", ["tensor", "dataloader", "float"])
 def test_evaluator_reads_any_loader(kind: str) -> None:
     expected = hand_made()

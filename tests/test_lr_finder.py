@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glyphs.data import TensorLoader
-from glyphs.errors import TrainingError
+from glyphs.errors import DataError, TrainingError
 from glyphs.lr_finder import LRFinder, smooth, suggest
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.runtime import Batch
@@ -61,6 +61,22 @@ def test_it_leaves_everything_as_it_was() -> None:
     before = snapshot(finder)
     finder.range_test(loader, num_steps=40)
     assert snapshot(finder) == before
+
+
+def test_it_leaves_frozen_parts_frozen() -> None:
+    finder, loader = make_finder()
+    finder.model.train()
+    finder.model.get_submodule("stem.1").eval()
+    before = [part.training for part in finder.model.modules()]
+    finder.range_test(loader, num_steps=40)
+    assert [part.training for part in finder.model.modules()] == before
+    assert not all(before)
+
+
+def test_a_loader_without_a_batch_is_refused() -> None:
+    finder, loader = make_finder()
+    with pytest.raises(DataError, match="training loader has no batch"):
+        finder.range_test(TensorLoader(loader.images[:0], loader.labels[:0], 12))
 
 
 class Broken:

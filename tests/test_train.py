@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,9 +19,9 @@ from glyphs.checkpoint import load_checkpoint
 from glyphs.cli import Interrupted
 from glyphs.config import Config
 from glyphs.data import Augmentation, TensorLoader
-from glyphs.errors import CheckpointError, ConfigError, GlyphError, TrainingError
+from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Batch, Loader, fetch_steps, seed_everything
+from glyphs.runtime import Batch, Loader, fetch_steps, seed_everything, use_deterministic_algorithms
 from glyphs.train import (
     BEST_MODEL,
     LATEST_CHECKPOINT,
@@ -204,11 +205,40 @@ def skewed_loaders() -> tuple[TensorLoader, TensorLoader]:
     return TensorLoader(images, labels, 9), TensorLoader(images, labels, 9)
 
 
-def test_a_uniform_prior_adds_the_classes_shares_to_the_logits_of_the_loss(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, skewed_loaders(), class_prior="uniform", label_smoothing=0.2)
-    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
-    expected = nn.functional.cross_entropy(logits + torch.tensor([6, 2, 1]).log(), labels, label_smoothing=0.2)
-    torch.testing.assert_close(trainer.criterion(logits, labels), expected)
+def optimum(criterion: nn.Module, counts: Tensor) -> Tensor:
+    """[C, C]: what a model answers to images of each class that has learned them perfectly, by minimising the loss."""
+    logits = torch.zeros(len(counts), len(counts), requires_grad=True)
+    minimiser = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe", tolerance_change=0)
+
+    def losses() -> Tensor:
+        minimiser.zero_grad()
+        each = [criterion(row[None], torch.tensor([label])) for label, row in enumerate(logits)]
+        loss: Tensor = torch.stack(each).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    minimiser.step(losses)  # type: ignore[no-untyped-call]
+    return logits.detach().softmax(dim=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.03, 0.1, 0.5])
+def test_under_a_uniform_prior_the_optimum_is_the_right_answer_however_rare_the_class(smoothing: float) -> None:
+    counts = torch.tensor([2000, 50, 400])
+    images = TensorLoader(torch.zeros(2450, 1, 1, 1), torch.arange(3).repeat_interleave(counts), 9)
+    config = Config(class_prior="uniform", label_smoothing=smoothing)
+    answers = optimum(make_criterion(config, images, 3), counts)
+    assert answers.argmax(dim=1).tolist() == [0, 1, 2]
+    # What smoothing leaves for the wrong answers does not favour any of them: the prior is uniform.
+    for label, row in enumerate(answers):
+        first, second = row[torch.arange(3) != label].tolist()
+        assert first == pytest.approx(second, rel=0.01)
+
+
+def test_without_smoothing_a_uniform_prior_is_that_of_the_adjusted_logits() -> None:
+    logits, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    config = Config(class_prior="uniform", label_smoothing=0.0)
+    loss = make_criterion(config, skewed_loaders()[0], 3)(logits, labels)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits + torch.tensor([6, 2, 1]).log(), labels))
 
 
 @torch.no_grad()
@@ -295,6 +325,88 @@ def test_a_run_stopped_in_its_validation_ends_the_same(tmp_path: Path) -> None:
     resumed = make_trainer(tmp_path / "stopped")
     resumed.resume(load_checkpoint(tmp_path / "stopped" / LATEST_CHECKPOINT))
     assert (resumed.epoch, resumed.step) == (0, resumed.num_steps)
+    resumed.fit()
+    assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("bfloat16", "float16"), ("float16", "float32")])
+def test_a_run_goes_on_in_another_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    """As on another device, where `auto` is another precision: float16 alone needs a gradient scaler."""
+    monkeypatch.setattr("glyphs.train.autocast_dtype", lambda *_: getattr(torch, before))
+    make_trainer(tmp_path, num_epochs=1).fit()
+    monkeypatch.setattr("glyphs.train.autocast_dtype", lambda *_: getattr(torch, after))
+    resumed = make_trainer(tmp_path, num_epochs=2)
+    resumed.resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+    assert resumed.scaler.is_enabled() is (after == "float16")
+    assert len(resumed.fit()) == 2
+    # The scaler's own state is kept for the next resumption, where there is one.
+    assert bool(load_checkpoint(tmp_path / LATEST_CHECKPOINT)["training"]["scaler"]) is (after == "float16")
+
+
+def test_the_trainer_itself_sees_to_determinism(tmp_path: Path) -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        make_trainer(tmp_path, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        make_trainer(tmp_path)  # does not switch off what is on
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        use_deterministic_algorithms(False)
+
+
+def test_a_schedule_of_the_users_is_stepped_and_resumed(tmp_path: Path) -> None:
+    def with_one_cycle(folder: Path, loader: Loader) -> Trainer:
+        trainer = make_trainer(folder, (loader, make_loaders()[1]))
+        trainer.scheduler = OneCycleLR(trainer.optimizer, max_lr=0.01, total_steps=3 * trainer.num_steps + 1)
+        return trainer
+
+    whole = with_one_cycle(tmp_path / "whole", make_loaders()[0])
+    rates = [row["learning_rate"] for row in whole.fit()]
+    assert max(rates) == rates[0] == pytest.approx(0.01, rel=0.05)  # the peak of the cycle is at three tenths
+    assert rates[-1] < 1e-4
+    stopping = StopAt(make_loaders()[0], 1, 2)
+    stopping.trainer = with_one_cycle(tmp_path / "stopped", stopping)
+    with pytest.raises(Interrupted):
+        stopping.trainer.fit()
+    resumed = with_one_cycle(tmp_path / "stopped", make_loaders()[0])
+    resumed.resume(load_checkpoint(tmp_path / "stopped" / LATEST_CHECKPOINT))
+    resumed.fit()
+    assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_loader_without_a_batch_is_refused(tmp_path: Path, part: str) -> None:
+    full, _ = make_loaders()
+    empty = DataLoader(Noisy(), batch_size=64, drop_last=True)  # of 48 images
+    with pytest.raises(DataError, match=rf"the {part} loader has no batch"):
+        make_trainer(tmp_path, (empty, full) if part == "training" else (full, empty))
+
+
+def test_workers_that_persist_resume_the_same(tmp_path: Path) -> None:
+    def loaders() -> tuple[Loader, Loader]:
+        workers: dict[str, Any] = {"num_workers": 1, "persistent_workers": True}
+        return (
+            DataLoader(Noisy(), batch_size=24, shuffle=True, **workers),
+            DataLoader(Noisy(), batch_size=24, **workers),
+        )
+
+    make_trainer(tmp_path / "whole", loaders(), num_epochs=2).fit()
+    trainer = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2)
+    end_epoch = trainer._end_epoch
+
+    def stop_after_the_first() -> dict[str, float]:
+        row = end_epoch()
+        trainer._signal = 15
+        return row
+
+    trainer._end_epoch = stop_after_the_first  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    resumed = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2)
+    resumed.resume(load_checkpoint(tmp_path / "stopped" / LATEST_CHECKPOINT))
+    assert resumed.epoch == 1
     resumed.fit()
     assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
 
