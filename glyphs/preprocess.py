@@ -251,7 +251,7 @@ def _plain(grey: Floats) -> NDArray[np.uint8]:
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     square = np.pad(grey, ((top, side - height - top), (left, side - width - left)), constant_values=paper)
-    pixels = _to_bytes(_resize(square, SIDE, SIDE))
+    pixels = _to_bytes(resize(square, SIDE, SIDE))
     return 255 - pixels if paper > 0.5 else pixels
 
 
@@ -271,7 +271,7 @@ def _find_glyph(grey: Floats) -> Glyph:
     """Find the one glyph of a picture, float32 [H, W], and draw it in EMNIST's form; or say why there is none."""
     height, width = grey.shape
     scale = min(1.0, PAGE_SIDE / max(height, width))
-    page = grey if scale == 1 else _resize(grey, round(width * scale), round(height * scale))
+    page = grey if scale == 1 else resize(grey, round(width * scale), round(height * scale))
     ink, noise = _ink(page)
     peak = float(ink.max())
     if peak < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
@@ -291,7 +291,7 @@ def _find_glyph(grey: Floats) -> Glyph:
         )
         return _find_glyph(grey[rows, columns])
     dropped = (labels > 0) & ~glyph
-    return Glyph("ok", _draw(np.where(dropped, 0, ink), box, floor))
+    return Glyph("ok", draw_ink(np.where(dropped, 0, ink), box, floor))
 
 
 def _ink(page: Floats) -> tuple[Floats, float]:
@@ -318,10 +318,10 @@ def _ink(page: Floats) -> tuple[Floats, float]:
     page = page / np.maximum(light, DARKEST_PAPER)
     # What shade is left, with more detail: strokes are narrower than the closing, shadows are not.
     shrink = min(1.0, PAPER_SIDE / max(height, width))
-    small = page if shrink == 1 else _resize(page, round(width * shrink), round(height * shrink))
+    small = page if shrink == 1 else resize(page, round(width * shrink), round(height * shrink))
     reach = max(3, int(min(small.shape) * PAPER_REACH))
     paper = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(reach, reach)), reach / 6)
-    paper = np.maximum(_resize(paper, width, height), DARKEST_PAPER)
+    paper = np.maximum(resize(paper, width, height), DARKEST_PAPER)
     ink: Floats = np.asarray(1 - page / paper, dtype=np.float32)
     ink -= np.median(ink)
     return ink, 1.4826 * float(np.median(np.abs(ink)))  # of a normal distribution, sigma over median deviation
@@ -381,14 +381,14 @@ def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[
     return ("several_glyphs" if (abreast & apart).any() or joined_word else "ok"), glyph
 
 
-def _draw(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.uint8]:
+def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.uint8]:
     """Draw the ink inside a box as a scan of NIST's with EMNIST's steps: uint8 [28, 28]."""
     rows, columns = box
     size = max(rows.stop - rows.start, columns.stop - columns.start)
     margin = max(2, size // 8)
     crop = np.pad(ink, margin)[rows.start : rows.stop + 2 * margin, columns.start : columns.stop + 2 * margin]
     zoom = GLYPH_SIDE / size
-    crop = _resize(np.ascontiguousarray(crop), round(crop.shape[1] * zoom), round(crop.shape[0] * zoom))
+    crop = resize(np.ascontiguousarray(crop), round(crop.shape[1] * zoom), round(crop.shape[0] * zoom))
     # A stroke ends where the ink is half as strong as along the middle of the stroke.
     strongest = ndimage.gaussian_filter(ndimage.maximum_filter(crop, GLYPH_SIDE // 4), GLYPH_SIDE / 16)
     share = np.pad(crop / np.maximum(strongest, floor), GLYPH_SIDE // 8)
@@ -427,7 +427,7 @@ def _border(grey: NDArray[Any], depth: int = 1) -> NDArray[Any]:
     return np.concatenate([side.reshape(-1, *grey.shape[2:]) for side in sides])
 
 
-def _resize(grey: Floats, width: int, height: int) -> Floats:
+def resize(grey: Floats, width: int, height: int) -> Floats:
     """Bicubic, averaging where it shrinks."""
     return np.asarray(Image.fromarray(grey).resize((max(1, width), max(1, height)), Image.Resampling.BICUBIC))
 
