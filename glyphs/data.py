@@ -178,7 +178,7 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
     Returns
     -------
     The train, validation and test loaders, and the class names.  Validation is `val_split` of the training
-    images, the same share of each class, and follows from the seed.
+    images, the same share of each class, and follows from the seed; of a folder see `glyphs.folder.hold_out`.
 
     Raises
     ------
@@ -189,10 +189,15 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
         training, test = load_folder_sets(config)
     else:
         training, test = load_set(config, "train", device), load_set(config, "test", device)
-    images, labels, chosen, class_names = training
+    images, labels, chosen, class_names, contents = training
     if config.max_train_images is not None:
         chosen, _ = stratified_split(labels, chosen, config.max_train_images, config.seed)
-    held_out, rest = stratified_split(labels, chosen, round(config.val_split * len(chosen)), config.seed)
+    if contents is None:
+        held_out, rest = stratified_split(labels, chosen, round(config.val_split * len(chosen)), config.seed)
+    else:
+        from glyphs.folder import hold_out  # here, since SciPy takes half a second to import
+
+        held_out, rest = hold_out(chosen, labels, contents, config.val_split, config.seed, "validation")
     if len(held_out) == 0 or len(rest) == 0:
         raise ConfigError(
             f"{len(chosen)} training images leave none for training or none for validation at val_split "
@@ -228,6 +233,7 @@ class GlyphSet(NamedTuple):
     labels: Tensor  # int64 [M], on the same device
     chosen: Tensor  # int64 [N], which of the images belong to the part
     class_names: list[str]
+    contents: Tensor | None = None  # int64 [M], of pictures: equal where their files are the same
 
 
 def make_test_loader(test: GlyphSet, config: Config, device: torch.device | str) -> TensorLoader:
@@ -254,7 +260,9 @@ def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet]:
     cache_dir = Path(config.output_dir) / "pictures"
     mode = cast(Mode, config.preprocess)
     data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, mode, config.seed))
-    train, test = (GlyphSet(data.images, data.labels, part, data.class_names) for part in (data.train, data.test))
+    train, test = (
+        GlyphSet(data.images, data.labels, part, data.class_names, data.contents) for part in (data.train, data.test)
+    )
     return train, test
 
 

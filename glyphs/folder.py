@@ -7,6 +7,7 @@ size or time changed is looked at again.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from glyphs.cpus import usable_cpus
 from glyphs.errors import DataError, PictureError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
-from glyphs.pictures import PictureFolder
+from glyphs.pictures import PictureFolder, is_folder, is_hidden
 from glyphs.preprocess import SIDE, VERSION, Glyph, Mode, preprocess
 from glyphs.runtime import address
 
@@ -55,6 +56,7 @@ class FolderData(NamedTuple):
 
     images: Tensor  # uint8 [M, 1, 28, 28], mapped from the cache
     labels: Tensor  # int64 [M]; -1 for an image that no picture has any more
+    contents: Tensor  # int64 [M]; equal for pictures whose files are the same
     train: Tensor  # int64 [N], places of images
     test: Tensor  # int64 [T]
     class_names: list[str]
@@ -66,18 +68,18 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
     Parameters
     ----------
     data_dir : a folder for each class; or `train` and, perhaps, `test` with these in them.  Without a test part, a
-        fifth of each class is held out; which pictures follows from the seed and their names.
+        fifth of the pictures is held out; see `hold_out`.
     cache_dir : made where it is missing.
 
     Raises
     ------
-    DataError : naming the folder, where there are no classes, one has no usable picture, or those of train and test
-        differ.
+    DataError : naming the folder, where there are fewer than two classes, one has no usable picture, those of train
+        and test differ, or nothing is left for the test.
     GlyphError : the cache cannot be written.
     """
     roots = [data_dir]
     training = data_dir / "train"
-    if training.is_dir() and any(entry.is_dir() for entry in scan(training)):  # else it is a class of that name
+    if training.is_dir() and scan(training):  # else it is a class of that name
         roots = [training, *([data_dir / "test"] if (data_dir / "test").is_dir() else [])]
     folders = [list_pictures(root, data_dir) for root in roots]
     names = folders[0][0]
@@ -90,25 +92,42 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
     empty = sorted(set(range(len(names))) - {picture.label for picture in usable[0]})
     if empty:
         raise DataError(f"{roots[0] / names[empty[0]]}: holds no usable picture; add some, or remove the folder")
-    if len(usable) == 1:
-        usable = hold_out(usable[0], seed)
-        print(
-            f"note: {data_dir} has no test folder: {len(usable[1]):,} of {sum(map(len, usable)):,} pictures are held "
-            "out for the test",
-            file=sys.stderr,
-        )
     labels = torch.full((store.count,), -1)
+    contents = torch.tensor(store.contents, dtype=torch.int64)
     parts = [torch.tensor([store.places[p.key] for p in pictures], dtype=torch.int64) for pictures in usable]
     for places, pictures in zip(parts, usable, strict=True):
         labels[places] = torch.tensor([p.label for p in pictures], dtype=torch.int64)
-    return FolderData(store.images(), labels, parts[0], parts[1], [valid_utf8(name) for name in names])
+    if len(parts) == 1:
+        test, train = hold_out(parts[0], labels, contents, TEST_SHARE, seed, "test")
+        print(
+            f"note: {data_dir} has no test folder: {len(test):,} of {len(parts[0]):,} pictures are held out for the "
+            "test",
+            file=sys.stderr,
+        )
+    else:
+        train, test = parts
+        copies = int(torch.isin(contents[test], contents[train]).sum())
+        if copies:
+            print(
+                f"note: {copies:,} of {len(test):,} pictures in {roots[1]} are copies of pictures in {roots[0]}: "
+                "the test will look better than it is; remove them from one of the two",
+                file=sys.stderr,
+            )
+    if len(test) == 0:
+        raise DataError(
+            f"{roots[-1]}: its {sum(map(len, usable)):,} usable pictures leave none to test on; add more, at least "
+            "three different ones of a class and better thirty of each"
+        )
+    return FolderData(store.images(), labels, contents, train, test, [valid_utf8(name) for name in names])
 
 
 def list_pictures(root: Path, data_dir: Path) -> tuple[list[str], list[Picture]]:
     """The class folders in a folder, sorted, and the pictures in each of them, in the order of their names."""
-    names = sorted(entry.name for entry in scan(root) if entry.is_dir())
+    names = sorted(entry.name for entry in scan(root))
     if not names:
         raise DataError(f"{root}: has no folders in it; give it one for each class, with pictures in each")
+    if len(names) == 1:
+        raise DataError(f"{root}: has one class only, {names[0]}; training tells classes apart: add another folder")
     pictures = []
     for label, name in enumerate(names):
         for inside, path in PictureFolder(root / name):
@@ -123,26 +142,38 @@ def list_pictures(root: Path, data_dir: Path) -> tuple[list[str], list[Picture]]
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
+    """The folders in a folder, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return [entry for entry in entries if is_folder(entry) and not is_hidden(entry)]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); name a folder of pictures") from None
 
 
-def hold_out(pictures: list[Picture], seed: int) -> list[list[Picture]]:
-    """Divide each class into train and test.
+def hold_out(
+    index: Tensor, labels: Tensor, contents: Tensor, share: float, seed: int, part: str
+) -> tuple[Tensor, Tensor]:
+    """Divide the entries of an index into those held out and the others, both in order.
 
-    A picture's place follows from its own name, so that pictures that are added later hardly move the others.
+    Whether a picture is held out follows from its content, the seed and the name of the part alone: copies stay
+    together, and no picture moves because others come or go.  The share is thus met only on average.  There are two
+    exceptions: a class keeps one picture, with its copies, where it would have none left; and where none at all would
+    be held out, one is.
+
+    Parameters
+    ----------
+    index : int64 [N], places of images.
+    labels, contents : int64 [M], of all images.
     """
-    classes: dict[int, list[Picture]] = {}
-    for picture in pictures:
-        classes.setdefault(picture.label, []).append(picture)
-    held_out: set[Key] = set()
-    for members in classes.values():
-        members.sort(key=lambda picture: address(seed, "test", os.fsencode(picture.key.name).hex()))
-        held_out |= {picture.key for picture in members[: round(TEST_SHARE * len(members))]}
-    return [[p for p in pictures if p.key not in held_out], [p for p in pictures if p.key in held_out]]
+    labels, drawn = labels[index], contents[index]
+    different, which = drawn.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    chances = torch.tensor([address(seed, part, content) for content in different.tolist()], dtype=torch.int64)[which]
+    highest = torch.zeros(int(labels.max()) + 1, dtype=torch.int64).scatter_reduce(0, labels, chances, "amax")
+    free = chances < highest[labels]  # all but each class's last
+    held_out = free & (chances < int(share * 2**63))
+    if free.any() and not held_out.any():
+        held_out = chances == chances[free].min()
+    return index[held_out], index[~held_out]
 
 
 class Store:
@@ -160,10 +191,11 @@ class Store:
         self.mode = mode
         self.places: dict[Key, int | None] = {}  # None for a picture that cannot be used
         self.problems: dict[Key, str] = {}
+        self.contents: list[int] = []  # of the picture at each place, see `digest`
         self.count = 0
         with explain_write_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._read_index({"version": VERSION, "mode": mode, "root": os.path.realpath(root)})
+            self._read_index({"format": 2, "version": VERSION, "mode": mode, "root": os.path.realpath(root)})
 
     def add(self, pictures: list[Picture]) -> None:
         """Prepare those pictures that are not in the store, as many at a time as there are cores."""
@@ -195,7 +227,7 @@ class Store:
         lines: list[bytes] = []
         with tqdm(total=len(pictures), desc="preparing", unit=" pictures", disable=None) as progress:
             prepared = prepare_all([picture.path for picture in pictures], self.mode)
-            for (_, key, _), result in zip(pictures, prepared, strict=True):
+            for (_, key, _), (result, content) in zip(pictures, prepared, strict=True):
                 problem = None
                 if isinstance(result, str):
                     problem = result
@@ -203,19 +235,20 @@ class Store:
                     problem = result.status.replace("_", " ")
                 else:
                     pixels.write(result.pixels.tobytes())
-                lines.append(json.dumps([*key, problem]).encode() + b"\n")
-                self._note(key, problem)
+                lines.append(json.dumps([*key, content, problem]).encode() + b"\n")
+                self._note(key, content, problem)
                 progress.update()
                 if len(lines) == FLUSH_EVERY:
                     flush(lines, pixels, index)
         flush(lines, pixels, index)
 
-    def _note(self, key: Key, problem: str | None) -> None:
+    def _note(self, key: Key, content: int, problem: str | None) -> None:
         self.places[key] = None
         if problem is not None:
             self.problems[key] = problem
         else:
             self.places[key] = self.count
+            self.contents.append(content)
             self.count += 1
 
     def _read_index(self, head: dict[str, Any]) -> None:
@@ -231,12 +264,12 @@ class Store:
         prepared = pixels.stat().st_size // IMAGE_BYTES
         for line in content[end:].splitlines(keepends=True):
             try:
-                name, size, time, problem = json.loads(line)
+                name, size, time, content, problem = json.loads(line)
             except ValueError:
                 break
             if not line.endswith(b"\n") or (problem is None and self.count == prepared):
                 break
-            self._note(Key(name, size, time), problem)
+            self._note(Key(name, size, time), content, problem)
             end += len(line)
         os.truncate(index, end)
         os.truncate(pixels, self.count * IMAGE_BYTES)
@@ -260,8 +293,23 @@ def prepare(path: str, mode: Mode) -> Glyph | str:
         return str(error)
 
 
-def prepare_all(paths: list[str], mode: Mode) -> Iterator[Glyph | str]:
-    """Each picture prepared, or what is wrong with it, in order; on all cores, reading ahead by a little."""
+def digest(path: str) -> int:
+    """63 bits that tell the file's content from others; 0 where it cannot be read, which `prepare` reports."""
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def prepare_all(paths: list[str], mode: Mode) -> Iterator[tuple[Glyph | str, int]]:
+    """Each picture prepared, or what is wrong with it, and its digest, in order; on all cores, a little ahead."""
+
+    def examine(path: str) -> tuple[Glyph | str, int]:
+        result = prepare(path, mode)
+        # What is no picture is not read for its digest: it may be a device, or a pipe that never ends.
+        return result, 0 if isinstance(result, str) else digest(path)
+
     parallel = joblib.Parallel(n_jobs=usable_cpus(), prefer="threads", return_as="generator")
-    results: Iterator[Glyph | str] = parallel(joblib.delayed(prepare)(path, mode) for path in paths)
+    results: Iterator[tuple[Glyph | str, int]] = parallel(joblib.delayed(examine)(path) for path in paths)
     return results

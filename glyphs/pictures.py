@@ -13,9 +13,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".
 class PictureFolder:
     """The pictures in a folder and its sub-folders: names relative to it, sorted, and paths; in constant memory.
 
-    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration.  A folder that
-    links lead to twice, or for ever, is read once.  A sub-folder that cannot be read comes with the error to report in
-    place of a path.
+    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration.  What is hidden
+    (see `is_hidden`) is passed over.  A folder that links lead to twice, or for ever, is read once.  A sub-folder that
+    cannot be read comes with the error to report in place of a path.
 
     Raises
     ------
@@ -44,13 +44,18 @@ class PictureFolder:
                     continue
                 seen.add((status.st_dev, status.st_ino))
                 with os.scandir(self.folder / name) as entries:
-                    inside = [name + entry.name + "/" * is_folder(entry) for entry in entries]
+                    inside = [name + entry.name + "/" * is_folder(entry) for entry in entries if not is_hidden(entry)]
             except OSError as error:
                 if not name:
                     raise DataError(f"{self.folder}: cannot be read as a folder ({error.strerror})") from None
                 yield name.rstrip("/"), PictureError(f"{self.folder}/{name}: cannot be read ({error.strerror})")
                 continue
             waiting += sorted(inside, reverse=True)
+
+
+def is_hidden(entry: os.DirEntry[str]) -> bool:
+    """Whether a file or folder was left by other programs, such as .ipynb_checkpoints, or __MACOSX of a zip archive."""
+    return entry.name.startswith(".") or entry.name == "__MACOSX"
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

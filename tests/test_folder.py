@@ -1,6 +1,7 @@
 """Training on a folder of one's own pictures."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,20 @@ from glyphs.config import Config
 from glyphs.data import get_data_loaders
 from glyphs.demo import FONTS, draw_master
 from glyphs.errors import DataError
-from glyphs.folder import FLUSH_EVERY, IMAGE_BYTES, INDEX, PIXELS, SKIPPED, FolderData, Store, load_folders, prepare
+from glyphs.folder import (
+    FLUSH_EVERY,
+    IMAGE_BYTES,
+    INDEX,
+    PIXELS,
+    SKIPPED,
+    FolderData,
+    Store,
+    hold_out,
+    load_folders,
+    prepare,
+)
 from glyphs.preprocess import Mode, preprocess
+from tests.conftest import refused
 
 
 def draw(path: Path, character: str, number: int = 0) -> None:
@@ -51,29 +64,30 @@ def make_config(tmp_path: Path, **settings: object) -> Config:
 
 def test_pictures_go_through_the_same_preprocessing_as_in_prediction(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
-    images, labels, train, test, class_names = load(tmp_path)
-    assert class_names == ["3", "A", "B"]
-    assert labels[train].tolist() == [0, 0, 1, 1, 2, 2]
-    assert len(test) == 0
-    for place, name in zip(train.tolist(), ["3/0", "3/1", "A/0", "A/1", "B/0", "B/1"], strict=True):
-        assert torch.equal(images[place, 0], pixels_of(tmp_path / "data" / f"{name}.png"))
+    data = load(tmp_path)
+    assert data.class_names == ["3", "A", "B"]
+    assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert sorted(data.train.tolist() + data.test.tolist()) == list(range(6))
+    for image, name in zip(data.images, ["3/0", "3/1", "A/0", "A/1", "B/0", "B/1"], strict=True):
+        assert torch.equal(image[0], pixels_of(tmp_path / "data" / f"{name}.png"))
 
 
 def test_plain_mode_reaches_the_preprocessing(tmp_path: Path) -> None:
-    make_folders(tmp_path / "data", 1)
+    make_folders(tmp_path / "data", 2)
     images = load(tmp_path, "plain").images
     assert torch.equal(images[0, 0], pixels_of(tmp_path / "data" / "3" / "0.png", "plain"))
     other = load(tmp_path).images  # the cache of the other mode is no use
     assert not torch.equal(other, images)
 
 
-def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_said_so(
+def test_without_a_test_folder_pictures_are_held_out_and_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_folders(tmp_path / "data", 10)
     data = get_data_loaders(make_config(tmp_path))
-    assert "has no test folder: 6 of 30 pictures are held out for the test" in capsys.readouterr().err
-    assert data.test.labels[data.test.index].bincount().tolist() == [2, 2, 2]
+    held_out = len(data.test.index)
+    assert 1 <= held_out <= 20
+    assert f"has no test folder: {held_out} of 30 pictures are held out for the test" in capsys.readouterr().err
     parts = [set(loader.index.tolist()) for loader in (data.train, data.val, data.test)]
     assert set.union(*parts) == set(range(30))
     assert sum(map(len, parts)) == 30
@@ -81,15 +95,17 @@ def test_without_a_test_folder_a_fifth_of_each_class_is_held_out_and_said_so(
 
 def test_train_and_test_folders_are_used_where_they_are(tmp_path: Path) -> None:
     make_folders(tmp_path / "data" / "train", 6)
-    make_folders(tmp_path / "data" / "test", 2)
+    for character in "AB3":
+        draw(tmp_path / "data" / "test" / character / "other.png", character, 7)
+        draw(tmp_path / "data" / "test" / character / "more.png", character, 8)
     data = get_data_loaders(make_config(tmp_path, val_split=0.2))
     assert (len(data.train.index) + len(data.val.index), len(data.test.index)) == (18, 6)
 
 
 def test_the_images_are_mapped_from_disk(tmp_path: Path) -> None:
-    make_folders(tmp_path / "data", 1)
+    make_folders(tmp_path / "data", 2)
     images = load(tmp_path).images
-    assert images.shape == (3, 1, 28, 28)
+    assert images.shape == (6, 1, 28, 28)
     assert (tmp_path / "cache" / PIXELS).read_bytes() == images.numpy().tobytes()
     maps = Path("/proc/self/maps")
     assert not maps.exists() or str(tmp_path / "cache" / PIXELS) in maps.read_text()
@@ -110,7 +126,7 @@ def test_only_new_and_changed_pictures_are_prepared_again(tmp_path: Path, monkey
     draw(train_dir / "A" / "0.png", "B")
     os.utime(train_dir / "A" / "0.png", ns=(1, 1))
     draw(train_dir / "A" / "new.png", "A")
-    images, _, train, *_ = load(tmp_path)
+    images, _, _, train, *_ = load(tmp_path)
     assert sorted(prepared) == ["0.png", "new.png"]
     assert torch.equal(images[train[2], 0], pixels_of(train_dir / "A" / "0.png"))
     assert len(train) == 7
@@ -159,8 +175,8 @@ def test_pictures_that_cannot_be_used_are_listed_and_skipped(
     (tmp_path / "data" / "B" / "notes.txt").touch()
     (tmp_path / "data" / "B" / "link.png").symlink_to(tmp_path / "nowhere.png")
     for _ in range(2):  # the second time from the cache
-        train = load(tmp_path).train
-        assert len(train) == 6
+        data = load(tmp_path)
+        assert len(data.train) + len(data.test) == 6
         listing = (tmp_path / "cache" / SKIPPED).read_text().splitlines()
         assert [line.split(":")[0] for line in listing] == ["A/broken.png", "B/blank.png", "B/link.png"]
         assert listing[1].endswith("no glyph")
@@ -204,16 +220,98 @@ def test_a_training_with_odd_classes_from_end_to_end(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out.startswith("test accuracy")
 
 
-def test_a_picture_that_is_added_moves_hardly_any_other_to_the_test(tmp_path: Path) -> None:
-    make_folders(tmp_path / "data", 10)
+def parts_of(tmp_path: Path) -> dict[bytes, set[str]]:
+    """For each picture, told by its pixels, the parts that it or a copy is in."""
+    loaders = get_data_loaders(make_config(tmp_path, val_split=0.2))._asdict()
+    parts: dict[bytes, set[str]] = {}
+    for part in ("train", "val", "test"):
+        for place in loaders[part].index.tolist():
+            parts.setdefault(loaders[part].images[place].numpy().tobytes(), set()).add(part)
+    return parts
 
-    def held_out() -> set[bytes]:
-        data = load(tmp_path)
-        return {data.images[place].numpy().tobytes() for place in data.test.tolist()}
 
-    before = held_out()
-    draw(tmp_path / "data" / "3" / "00.png", "3", 15)
-    assert len(before & held_out()) >= len(before) - 1
+def test_no_picture_moves_to_another_part_when_others_come_or_go_or_get_names(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make_folders(data, 10)
+    before = parts_of(tmp_path)
+    assert {part for parts in before.values() for part in parts} == {"train", "val", "test"}
+    for number in range(10, 16):  # new ones that come before, between and after the others
+        draw(data / "3" / f"{number % 3}{number}.png", "3", number)
+    for path in sorted(data.glob("A/*.png"))[:4]:  # copies under other names
+        shutil.copy(path, data / "A" / f"copy of {path.name}")
+    for path in sorted(data.glob("B/*.png")):
+        path.rename(path.with_name(f"{9 - int(path.stem)} renamed.png"))
+    (data / "3" / "3.png").unlink()
+    after = parts_of(tmp_path)
+    assert len(before.keys() & after.keys()) == len(before) - 1
+    assert len(after) == len(before) + 5
+    for picture in before.keys() & after.keys():
+        assert after[picture] == before[picture]
+    assert all(len(parts) == 1 for parts in after.values())
+
+
+def test_the_share_held_out_is_met_on_average_and_no_class_is_left_without_training() -> None:
+    labels, index = torch.arange(3000) % 3, torch.arange(3000)
+    contents = torch.arange(3000) * 7919
+    held_out, rest = hold_out(index, labels, contents, 0.2, 1, "test")
+    assert torch.equal(torch.cat([held_out, rest]).sort().values, index)
+    assert labels[held_out].bincount().tolist() == pytest.approx([200] * 3, abs=50)  # four standard errors
+    assert not torch.equal(held_out, hold_out(index, labels, contents, 0.2, 2, "test")[0])
+    validation = hold_out(rest, labels, contents, 0.2, 1, "validation")[0]
+    assert len(validation) == pytest.approx(480, abs=80)  # the two draws know nothing of each other
+    few = torch.arange(7)  # a class has two or three
+    for seed in range(50):
+        held_out, rest = hold_out(few, labels, contents, 0.9, seed, "test")
+        assert set(labels[rest].tolist()) == {0, 1, 2}
+        assert len(hold_out(few, labels, contents, 1e-9, seed, "test")[0]) == 1
+
+
+def test_copies_of_training_pictures_in_the_test_folder_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folders(tmp_path / "data" / "train", 4)
+    for character in "AB3":
+        draw(tmp_path / "data" / "test" / character / "new.png", character, 9)
+    load(tmp_path)
+    assert "copies" not in capsys.readouterr().err
+    for name in ("other", "again"):
+        shutil.copy(tmp_path / "data" / "train" / "A" / "2.png", tmp_path / "data" / "test" / "A" / f"{name}.png")
+    load(tmp_path)
+    assert "2 of 5 pictures in" in (said := capsys.readouterr().err)
+    assert "are copies of pictures in" in said
+
+
+def test_hidden_folders_are_no_classes_and_give_no_picture(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data", 4)
+    for copy in (".ipynb_checkpoints", "__MACOSX", "A/.ipynb_checkpoints"):
+        shutil.copytree(tmp_path / "data" / "B", tmp_path / "data" / copy)
+    data = load(tmp_path)
+    assert data.class_names == ["3", "A", "B"]
+    assert len(data.labels) == 12
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data", 4, "A")
+    with refused(DataError, tmp_path / "data", "one class only, A", "add another folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_too_few_pictures_are_refused_before_training(tmp_path: Path, copies: int) -> None:
+    """One picture a class, and perhaps copies of it, leave nothing that training has not seen."""
+    make_folders(tmp_path / "data", 1)
+    for number in range(copies):
+        shutil.copy(tmp_path / "data" / "A" / "0.png", tmp_path / "data" / "A" / f"copy{number}.png")
+    with refused(DataError, tmp_path / "data", f"{3 + copies} usable pictures leave none to test on", "add more"):
+        load(tmp_path)
+
+
+def test_a_test_folder_without_a_usable_picture_is_refused(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data" / "train", 2)
+    for character in "AB3":
+        (tmp_path / "data" / "test" / character).mkdir(parents=True)
+    with refused(DataError, tmp_path / "data" / "test", "leave none to test on"):
+        load(tmp_path)
 
 
 def test_a_new_time_alone_changes_nothing_for_a_run_that_is_resumed(tmp_path: Path) -> None:

@@ -253,7 +253,15 @@ def test_a_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
         found = list(pictures)
         assert [name for name, _ in found] == ["a.png", "a/deep/er/x.webp", "b.png", "b/a.JPG", "b/z.png", "c.tiff"]
         assert [path for _, path in found] == [f"{tmp_path}/{name}" for name, _ in found]
-        assert pictures.skipped == 2
+        assert pictures.skipped == 1
+
+
+def test_what_is_hidden_is_passed_over(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints/a.png", "__MACOSX/in/a.png", "in/.cache/a.png", "in/._a.png", "in/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names_in(tmp_path) == ["in/a.png"]
+    assert names_in(tmp_path / ".ipynb_checkpoints") == ["a.png"]  # asked for by name
 
 
 def test_links_that_go_round_in_circles(tmp_path: Path) -> None:
