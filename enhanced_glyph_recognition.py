@@ -335,5 +335,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def command() -> int:
+    """The installed command: what running this file does."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from glyphs.cli import add_settings, given_settings, import_public, one_line, run
 from glyphs.config import PREPROCESSING, Config
 from glyphs.errors import CheckpointError, GlyphError, PictureError
+from glyphs.files import pretrained_folder
 
 if TYPE_CHECKING:
     from glyphs.predict import GlyphPredictor, Picture
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # `from inference import GlyphPredictor`, imported when it is first asked for (PEP 562).
 PUBLIC_NAMES = {"GlyphPredictor": "glyphs.predict", "Prediction": "glyphs.results"}
 
-DEFAULT_MODELS = (Path("outputs/best_model.pth"), Path(__file__).parent / "pretrained" / "glyphs47.pth")
+DEFAULT_MODELS = (Path("outputs/best_model.pth"), pretrained_folder() / "glyphs47.pth")
 SOME_FAILED = 3  # the exit status
 
 
@@ -201,5 +202,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def command() -> int:
+    """The installed command: what running this file does."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

@@ -203,5 +203,10 @@ def say_written(*paths: Path | None) -> None:
     print(f"written: {', '.join(str(path) for path in paths if path)}", file=sys.stderr)
 
 
+def command() -> int:
+    """The installed command: what running this file does."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

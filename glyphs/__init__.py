@@ -1,1 +1,35 @@
-"""Enhanced Glyph Recognition: train, evaluate and use recognisers of handwritten characters."""
+"""Enhanced Glyph Recognition: train, evaluate and use recognisers of handwritten characters.
+
+    from glyphs import GlyphPredictor, Trainer
+
+The names below are imported from their modules when they are first asked for (PEP 562), so that importing the package
+costs nothing and reading with an .onnx model imports no torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "1.0.0"
+
+PUBLIC_NAMES = {
+    "Config": "glyphs.config",
+    "DepthwiseSeparableConv": "glyphs.model",
+    "EarlyStopping": "glyphs.train",
+    "EnhancedGlyphCNN": "glyphs.model",
+    "Evaluator": "glyphs.evaluate",
+    "GlyphPredictor": "glyphs.predict",
+    "LRFinder": "glyphs.lr_finder",
+    "ModelAnalyzer": "glyphs.analyze",
+    "ModelComparator": "glyphs.analyze",
+    "Prediction": "glyphs.results",
+    "ResidualBlock": "glyphs.model",
+    "Trainer": "glyphs.train",
+    "get_data_loaders": "glyphs.data",
+    "get_default_config": "glyphs.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(PUBLIC_NAMES[name]), name)

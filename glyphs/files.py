@@ -12,6 +12,13 @@ import filelock
 from glyphs.errors import GlyphError
 
 
+def pretrained_folder() -> Path:
+    """Where the weights in the box lie: within an installed package, else beside it in the repository."""
+    package = Path(__file__).resolve().parent
+    installed = package / "pretrained"
+    return installed if installed.is_dir() else package.parent / "pretrained"
+
+
 def valid_utf8(name: str) -> str:
     """A file's name with the bytes that are not UTF-8, which Python keeps as surrogates, written like `\\xe9`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
