@@ -27,7 +27,7 @@ Source: TypeAlias = str | Path | BinaryIO | Image.Image | NDArray[Any]
 Status = Literal["ok", "no_glyph", "several_glyphs"]
 Mode = Literal["glyph", "plain"]
 
-VERSION = 1  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
+VERSION = 2  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
 
 # Reading
 MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
@@ -39,6 +39,8 @@ SIDE = 28
 BORDER = 2  # pixels of black left on each side of the glyph's longer extent
 SHORTEST_LONG_SIDE = 22  # no image's bounding box has a longer side below this
 LARGEST_MEAN = 0.45  # no image's mean is above 0.432: a picture with more ink in it is something else
+BRIGHTEST = 255  # every image has a pixel of full white
+LEAST_HALFTONES = 0.2  # every image is blurred: at least 0.21 of its ink, 0.41 of all but a hundredth, is neither
 UNITS = SIDE - 2 * BORDER  # the glyph's longer side is 24 units
 THINNEST, WIDEST_STROKE = 2.5, 5.0  # units; of 300 EMNIST images a tenth are below 2.2, a tenth above 4.8
 # EMNIST's edges are blurred, the more so the smaller the character was on the form.  Their width (units, between a
@@ -55,6 +57,19 @@ PAGE_SIDE = 320  # the ink is looked for at this size, enough for a character of
 PAPER_SIDE = 64  # the paper's brightness changes slowly: this size shows it
 ZOOM_BELOW = 48  # a glyph that is smaller than this on the shrunk page is looked at again from nearer
 GLYPH_SIDE = 56  # a glyph's longer side while its strokes are measured and drawn
+
+# The lines of a form's box
+SMALLEST_CELL = 12  # pixels; a smaller picture has no room for lines and a glyph
+LINE_REACH = 0.2  # share of the picture from each edge that they are looked for in
+LINE_GAPS = 0.25  # share of a line that may be worn away
+LINE_LEVEL = 0.1  # of the strongest ink
+WEAK_LINE = 0.5  # likewise, below which a line is not of the pen that wrote the glyph
+
+# The lines of ruled and squared paper
+RULING_LEVEL = 0.12  # of the strongest ink
+THICKEST_RULING = 0.05  # share of the page
+LEAST_RULINGS = 2  # as strong as the pen: a single one may be the bar of a T
+LEAST_RULED = 64  # pixels; on a smaller page a stroke is as thin as a ruling
 
 # Finding ink
 DENOISE = 0.004  # standard deviation of the first blur as a share of the page: 1.3 pixels of 320
@@ -256,7 +271,16 @@ def _plain(grey: Floats) -> NDArray[np.uint8]:
 
 
 def _is_emnist(pixels: NDArray[np.uint8]) -> bool:
-    """Whether a uint8 [28, 28] has the bounding box that every EMNIST image has, on a black border."""
+    """Whether a uint8 [28, 28] is what EMNIST's last steps leave: a blurred glyph stretched to full white in its box.
+
+    A drawing whose edges are hard, a faint one, and MNIST's (longer side 20, centred by mass) are not: they are drawn
+    anew.
+    """
+    if pixels.max() < BRIGHTEST:
+        return False
+    bright = pixels >= 32
+    if np.count_nonzero(bright & (pixels < 224)) < LEAST_HALFTONES * np.count_nonzero(bright):
+        return False
     rows, columns = (np.flatnonzero(pixels.any(axis)).tolist() for axis in (1, 0))
     if not rows or max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < SHORTEST_LONG_SIDE:
         return False
@@ -272,9 +296,16 @@ def _find_glyph(grey: Floats) -> Glyph:
     height, width = grey.shape
     scale = min(1.0, PAGE_SIDE / max(height, width))
     page = grey if scale == 1 else resize(grey, round(width * scale), round(height * scale))
+    rows, columns = _inside_lines(page)
+    if (rows.stop - rows.start, columns.stop - columns.start) != page.shape:
+        rows, columns = (slice(math.ceil(line.start / scale), int(line.stop / scale)) for line in (rows, columns))
+        return _find_glyph(grey[rows, columns])
     ink, noise = _ink(page)
     peak = float(ink.max())
     if peak < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
+        return Glyph("no_glyph", None)
+    ink = _without_rulings(ink, peak, noise)
+    if float(ink.max()) < SURE * peak:  # there was nothing but lines
         return Glyph("no_glyph", None)
     floor = max(FAINT * peak, 3 * noise)
     labels = ndimage.label(ink > floor, np.ones((3, 3)))[0]
@@ -292,6 +323,51 @@ def _find_glyph(grey: Floats) -> Glyph:
         return _find_glyph(grey[rows, columns])
     dropped = (labels > 0) & ~glyph
     return Glyph("ok", draw_ink(np.where(dropped, 0, ink), box, floor))
+
+
+def _inside_lines(page: Floats) -> tuple[slice, slice]:
+    """The rows and columns of a page, float32 [H, W], between the lines of a form's box along its edges.
+
+    A line runs from edge to edge, ends in paper on the glyph's side, and is weaker than the pen or apart from it: the
+    bar of a T that fills its picture is neither.
+    """
+    height, width = page.shape
+    if min(height, width) < SMALLEST_CELL:
+        return slice(0, height), slice(0, width)
+    inner = page[height // 5 : height - height // 5, width // 5 : width - width // 5]
+    off = np.abs(page - np.median(inner))
+    peak = float(off[height // 5 : height - height // 5, width // 5 : width - width // 5].max())
+    if peak < LEAST_CONTRAST:
+        return slice(0, height), slice(0, width)
+    found = []
+    for lines in (off, off.T):  # rows first, then columns
+        first = _after_line(lines, peak)
+        last = len(lines) - _after_line(lines[::-1], peak)
+        found.append(slice(first, last))
+    return found[0], found[1]
+
+
+def _after_line(off: Floats, peak: float) -> int:
+    """How many rows from the top a line along the top, if there is one, ends; `off`, float32 [H, W], is ink."""
+    height, width = off.shape
+    reach = max(2, round(height * LINE_REACH))
+    side = max(1, width // 8)  # where lines at right angles to this one may be
+    # A line that is not quite level goes on in the row above.
+    along = ndimage.maximum_filter1d(off[: reach + 2], 2, axis=0)
+    level = np.quantile(along[:, side : width - side], LINE_GAPS, axis=1)
+    strong = np.flatnonzero(level[: reach + 1] > LINE_LEVEL * peak)
+    if not len(strong):
+        return 0
+    last = int(strong[-1])
+    strength = float(level[strong].max())
+    if last == reach or level[last + 1] > strength / 2:
+        return 0
+    whole = along[strong].max(axis=0)
+    if min(np.median(whole[:side]), np.median(whole[-side:])) <= LINE_LEVEL * peak:
+        return 0
+    weak = strength < WEAK_LINE * peak
+    apart = off[last + 1, side : width - side].max() < FAINT * peak
+    return last + 1 if weak or apart else 0
 
 
 def _ink(page: Floats) -> tuple[Floats, float]:
@@ -325,6 +401,55 @@ def _ink(page: Floats) -> tuple[Floats, float]:
     ink: Floats = np.asarray(1 - page / paper, dtype=np.float32)
     ink -= np.median(ink)
     return ink, 1.4826 * float(np.median(np.abs(ink)))  # of a normal distribution, sigma over median deviation
+
+
+def _without_rulings(ink: Floats, peak: float, noise: float) -> Floats:
+    """The ink of a page, float32 [H, W], without the lines of ruled or squared paper; what crosses them stays.
+
+    A single line as strong as the pen may be the glyph's own stroke: it stays where anything else is left.
+    """
+    if min(ink.shape) < LEAST_RULED:
+        return ink
+    dark = ink > max(RULING_LEVEL * peak, 3 * noise)
+    (across, count, thick), (down, count_down, thick_down) = _rulings(dark), _rulings(dark.T)
+    down = down.T
+    if count + count_down == 0:
+        return ink
+    # Where a stroke crosses a line, the dark run at right angles to the line is longer than the line is thick.
+    rulings = across & (down | ~ndimage.binary_opening(dark & ~down, np.ones((2 * thick + 1, 1))))
+    rulings |= down & ~ndimage.binary_opening(dark & ~across, np.ones((1, 2 * thick_down + 1)))
+    if not rulings.any():
+        return ink
+    rest: Floats = np.where(rulings, np.float32(0), ink)
+    if float(rest.max()) < SURE * peak:
+        return rest
+    strength = float(np.median(ink[rulings]))
+    if strength < WEAK_LINE * peak:  # darker places on such lines are strokes along them or across
+        return np.where(rulings & (ink < (strength + peak) / 2), np.float32(0), ink)
+    return rest if count + count_down >= LEAST_RULINGS else ink
+
+
+def _rulings(dark: Mask) -> tuple[Mask, int, int]:
+    """The thin lines that run through a bool [H, W] from the left edge to the right: bool [H, W], their number, and
+    the thickest one's thickness in pixels.
+    """
+    height, width = dark.shape
+    # Pieces of lines, which may climb by a pixel or two and be broken for a few.
+    whole = ndimage.binary_closing(np.pad(dark, ((0, 0), (3, 3)), mode="edge"), np.ones((1, 5)))[:, 3:-3]
+    whole = ndimage.binary_dilation(whole, np.ones((3, 1)))
+    pieces = ndimage.binary_opening(whole, np.ones((1, max(3, width // 6))))
+    labels = ndimage.label(pieces, np.ones((3, 3)))[0]
+    through = np.intersect1d(labels[:, 0], labels[:, -1])
+    lines: Mask = np.zeros_like(dark)
+    count = thickest = 0
+    for label in through[through > 0]:
+        line = (labels == label) & dark
+        thick = math.ceil(np.median(line.sum(axis=0)))
+        if 0 < thick <= THICKEST_RULING * height:
+            lines |= line
+            count += 1
+            thickest = max(thickest, thick)
+    return lines, count, thickest
 
 
 def _is_texture(ink: Floats, dark: Mask, peak: float) -> bool:

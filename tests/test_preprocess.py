@@ -211,6 +211,43 @@ def test_specks_are_dropped(x: float, y: float, radius: float) -> None:
     assert likeness(pixels_of(with_dot(draw(SEVEN), x, y, radius)), EXPECTED) > 0.99
 
 
+# ---- Lines that are not of the glyph ----
+
+
+@pytest.mark.parametrize("shade", [190, 0])
+@pytest.mark.parametrize("sides", ["top", "left", "top right", "top bottom left right"])
+@pytest.mark.parametrize("inside", [0, 12])
+def test_the_lines_of_a_forms_box_are_dropped(shade: int, sides: str, inside: int) -> None:
+    cell = draw(SEVEN)
+    pen = ImageDraw.Draw(cell)
+    near, far = inside, 199 - inside
+    for side in sides.split():
+        ends = {"top": (0, near, 199, near), "bottom": (0, far, 199, far), "left": (near, 0, near, 199)}
+        pen.line(ends.get(side, (far, 0, far, 199)), fill=shade, width=5)
+    assert likeness(pixels_of(cell), EXPECTED) > 0.97
+    small = cell.resize((25, 25), Image.Resampling.BOX)
+    assert likeness(pixels_of(small), pixels_of(draw(SEVEN).resize((25, 25), Image.Resampling.BOX))) > 0.95
+
+
+def test_strokes_that_run_from_edge_to_edge_are_kept() -> None:
+    letter_t: Strokes = [[(-0.1, 0.05), (1.1, 0.05)], [(0.5, 0.05), (0.5, 1.1)]]
+    pixels = pixels_of(draw(letter_t, page=110, at=(5, 5)))
+    assert np.count_nonzero(pixels[3:7].max(axis=0) > 127) > 20  # the bar of the T
+
+
+@pytest.mark.parametrize("shade", [170, 120])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("climb", [0, 4])
+def test_ruled_and_squared_paper_is_no_part_of_the_glyph(shade: int, squared: bool, climb: int) -> None:
+    page = draw(SEVEN)
+    pen = ImageDraw.Draw(page)
+    for place in range(10, 200, 33):
+        pen.line((0, place, 199, place + climb), fill=shade, width=2)
+        if squared:
+            pen.line((place - climb, 0, place, 199), fill=shade, width=2)
+    assert likeness(pixels_of(page), EXPECTED) > 0.85
+
+
 # ---- What is in EMNIST's form already ----
 
 
@@ -226,6 +263,22 @@ def test_mnists_form_does_not_pass_through() -> None:
     mnist = np.pad(np.asarray(Image.fromarray(EXPECTED[1:-1, 1:-1]).resize((20, 20))), 4)
     pixels = pixels_of(mnist)
     assert np.count_nonzero((pixels > 0).any(1)) >= 24
+
+
+def test_a_drawing_of_28_pixels_does_not_pass_through() -> None:
+    paint = Image.new("L", (28, 28), 255)
+    ImageDraw.Draw(paint).line([(5, 2), (20, 2), (11, 25)], fill=0)  # in EMNIST's place and size, by a one-pixel pen
+    pixels = pixels_of(paint)
+    assert np.count_nonzero((pixels > 32) & (pixels < 224)) > 0.2 * np.count_nonzero(pixels >= 32)
+    assert stroke_width(pixels) > 2
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_faint_picture_of_28_pixels_is_stretched(inverted: bool) -> None:
+    faint = (EXPECTED * 0.3).astype(np.uint8)
+    pixels = pixels_of(255 - faint if inverted else faint)
+    assert pixels.max() == 255
+    assert likeness(pixels, EXPECTED) > 0.95
 
 
 @needs_data
