@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import stat
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
@@ -246,9 +247,27 @@ def preprocess(picture: Source, mode: Mode = "glyph") -> Glyph:
 
     Raises
     ------
-    PictureError : as `open_picture` does.
+    PictureError : as `open_picture` does; and where the picture brings out a fault of this program, which it describes:
+        one picture is no reason to end the work on a million others.
     """
     opened = open_picture(picture)
+    try:
+        return _prepare(opened, mode)
+    except Exception as error:
+        name = (
+            os.fsencode(picture).decode("utf-8", "backslashreplace")
+            if isinstance(picture, str | Path)
+            else "the picture"
+        )
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise PictureError(
+            f"{name}: this program has a fault that the picture brings out, please report it: "
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}, in {place.name})"
+        ) from error
+
+
+def _prepare(opened: Image.Image, mode: Mode) -> Glyph:
+    """`preprocess`, of an open picture."""
     if mode == "plain":
         return Glyph("ok", _plain(to_grey(opened)))
     if opened.size == (SIDE, SIDE):
@@ -322,7 +341,8 @@ def _find_glyph(grey: Floats) -> Glyph:
         )
         return _find_glyph(grey[rows, columns])
     dropped = (labels > 0) & ~glyph
-    return Glyph("ok", draw_ink(np.where(dropped, 0, ink), box, floor))
+    pixels = draw_ink(np.where(dropped, 0, ink), box, floor)
+    return Glyph("ok", pixels) if pixels.any() else Glyph("no_glyph", None)
 
 
 def _inside_lines(page: Floats) -> tuple[slice, slice]:
@@ -507,7 +527,11 @@ def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[
 
 
 def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.uint8]:
-    """Draw the ink inside a box as a scan of NIST's with EMNIST's steps: uint8 [28, 28]."""
+    """Draw the ink inside a box as a scan of NIST's with EMNIST's steps: uint8 [28, 28].
+
+    It is black where no ink is left to draw: in a strip of a few pixels, the blurs on the way can level it all.
+    """
+    nothing = np.zeros((SIDE, SIDE), np.uint8)
     rows, columns = box
     size = max(rows.stop - rows.start, columns.stop - columns.start)
     margin = max(2, size // 8)
@@ -518,6 +542,8 @@ def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.
     strongest = ndimage.gaussian_filter(ndimage.maximum_filter(crop, GLYPH_SIDE // 4), GLYPH_SIDE / 16)
     share = np.pad(crop / np.maximum(strongest, floor), GLYPH_SIDE // 8)
     inside = np.pad(crop > floor, GLYPH_SIDE // 8) & (share > 0.5)
+    if not inside.any():
+        return nothing
     # In a stroke of width w, the mean distance to its edge is w / 4.
     depth = ndimage.distance_transform_edt(inside)
     width = 4 * float(depth[inside].mean() - 0.5)
@@ -532,6 +558,8 @@ def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.
     scan = np.clip(height_over_edge + grow + 0.5, 0, 1).astype(np.float32)
     blur = math.sqrt(max((edge / EDGE_PER_SIGMA) ** 2 - OWN_BLUR**2, 0))
     scan = ndimage.gaussian_filter(scan, blur * unit)
+    if scan.max() <= 0.5:
+        return nothing
     rows, columns = _box(scan > 0.5)
     ink_side = INK_SIDE - INK_SIDE_PER_EDGE * edge
     half = max(rows.stop - rows.start, columns.stop - columns.start) / 2 * SIDE / ink_side
