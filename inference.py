@@ -4,6 +4,7 @@
 python inference.py --image test.png
 python inference.py --image a.png b.jpg --top-k 3 --alphabet 0123456789
 python inference.py --batch ./images/ --output results.jsonl      stopped? the same command goes on
+python inference.py --image form.png --text                        words, numbers, lines: see docs/TEXT.md
 python inference.py --image test.png --visualize                   draws what the model saw
 cat test.png | python inference.py --model model.onnx --image -    without PyTorch
 
@@ -27,7 +28,7 @@ from glyphs.files import pretrained_folder
 
 if TYPE_CHECKING:
     from glyphs.predict import GlyphPredictor, Picture
-    from glyphs.results import Prediction, ResultFile
+    from glyphs.results import ResultFile, Row
 
 # `from inference import GlyphPredictor`, imported when it is first asked for (PEP 562).
 PUBLIC_NAMES = {"GlyphPredictor": "glyphs.predict", "Prediction": "glyphs.results"}
@@ -58,6 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
     views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"
     how.add_argument("--average-views", action="store_true", help=views)
+
+    text = parser.add_argument_group("text (docs/TEXT.md)")
+    text.add_argument("--text", action="store_true", help="read all characters of a picture, not the one it shows")
+    text.add_argument("--words", type=Path, metavar="FILE", help="the only words to answer, one on a line, with --text")
 
     answers = parser.add_argument_group("answers")
     answers.add_argument("--top-k", type=positive, default=5, metavar="N", help="likeliest classes (default: 5)")
@@ -94,14 +99,16 @@ def main(argv: list[str] | None = None) -> int:
 
     from glyphs.results import open_pipe, open_results, open_terminal
 
+    top_k = None if arguments.text else arguments.top_k
     if arguments.output:
-        rows = open_results(arguments.output, arguments.top_k)
+        rows = open_results(arguments.output, top_k)
     else:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        rows = open_terminal(arguments.top_k) if sys.stdout.isatty() else open_pipe()
+        rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe()
 
     from glyphs.pictures import PictureFolder
     from glyphs.predict import GlyphPredictor
+    from glyphs.reader import read_words
 
     predictor = GlyphPredictor(
         arguments.model or default_model(),
@@ -110,6 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         min_confidence=arguments.min_confidence,
         mode=arguments.mode,
         batch_size=config.batch_size,
+        words=read_words(arguments.words) if arguments.words else None,
         average_views=arguments.average_views,
     )
     images: list[tuple[str, Picture]] = [
@@ -122,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     if folder or arguments.output:
         say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
     if arguments.visualize and not failed:
-        predictor.visualize(images[0][1], arguments.visualize, arguments.top_k)
+        draw = predictor.visualize_text if arguments.text else predictor.visualize
+        draw(images[0][1], arguments.visualize, arguments.top_k)
         show(arguments.visualize)
     return SOME_FAILED if results.counts["failed"] else 0
 
@@ -137,6 +146,12 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         picture = Path(arguments.image[0])
         if picture.exists() and arguments.visualize.exists() and arguments.visualize.samefile(picture):
             parser.error(f"--visualize would replace the picture {arguments.visualize}")
+    if arguments.words and not arguments.text:
+        parser.error("--words is for --text")
+    if arguments.text and arguments.save_preprocessed:
+        parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
+    if arguments.text and arguments.mode == "plain":
+        parser.error("--text finds characters itself: leave --preprocess out")
     if arguments.batch and arguments.save_preprocessed:
         saved = Path(os.path.realpath(arguments.save_preprocessed))  # Path.resolve raises where links go in circles
         if saved.is_relative_to(os.path.realpath(arguments.batch)):
@@ -162,7 +177,11 @@ def predict(
     from glyphs.predict import relative_names, save_pixels
 
     todo = ((name, picture) for name, picture in pictures if results.lacks(name))
-    predictions: Iterable[tuple[Prediction, Any]] = predictor.stream(todo, arguments.top_k)
+    predictions: Iterable[tuple[Row, Any]]
+    if arguments.text:
+        predictions = ((reading, None) for reading in predictor.read_stream(todo, arguments.top_k))
+    else:
+        predictions = predictor.stream(todo, arguments.top_k)
     complain = say
     if results.done:
         say(f"{arguments.output} holds {len(results.done):,} rows: going on with the other pictures")
@@ -180,6 +199,10 @@ def predict(
         results.counts[prediction.status] += 1
         if prediction.error:
             complain(one_line(prediction.error))
+        elif prediction.status == "several_glyphs" and not arguments.batch:
+            complain(one_line(f"{prediction.file}: shows several characters; --text reads them"))
+        elif prediction.status == "joined_script" and not arguments.batch:
+            complain(one_line(f"{prediction.file}: its letters are joined, which --text does not read"))
         if arguments.save_preprocessed and pixels is not None:
             name = str(prediction.file)
             try:

@@ -390,6 +390,35 @@ def plot_prediction(
         figure.suptitle(heading, fontsize=15, fontfamily=fonts)
 
 
+def plot_reading(
+    picture: Image.Image,
+    characters: Sequence[tuple[str, float | None, tuple[int, ...]]],
+    title: str,
+    path: Path,
+) -> None:
+    """A picture with a box around each character, its reading above, red where it is less than 80 % sure.
+
+    Parameters
+    ----------
+    picture : of any size and mode.
+    characters : each one's label, probability in 0..1 or None, and box: left, top, right, bottom in pixels.
+    """
+    if not picture.mode.startswith(("I", "F")):
+        picture = picture.convert("RGBA")
+    labels, fonts = _labels([label for label, _, _ in characters])
+    width, height = picture.size
+    with _picture(path, 12, min(12, max(2, 12 * height / width + 0.6))) as figure:
+        axes = figure.subplots()
+        axes.imshow(picture, cmap="gray")
+        for label, (_, probability, (left, top, right, bottom)) in zip(labels, characters, strict=True):
+            colour = BLUE if probability is None or probability >= 0.8 else VERMILION
+            xs, ys = (left, right, right, left, left), (top, top, bottom, bottom, top)
+            axes.plot(xs, ys, color=colour, linewidth=0.8)
+            axes.text(left, top, label, color=colour, fontsize=9, fontfamily=fonts, verticalalignment="bottom")
+        axes.axis("off")
+        axes.set_title(title)
+
+
 def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]], name: str, path: Path) -> None:
     """Where a model's time, multiply-adds and parameters go: for each block of the network its share of each.
 

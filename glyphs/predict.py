@@ -22,8 +22,10 @@ from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, valid_utf8
-from glyphs.preprocess import Mode, open_picture, preprocess
-from glyphs.results import Candidate, Prediction, Status
+from glyphs.page import Page, find_lines
+from glyphs.preprocess import Mode, open_picture, preprocess, to_grey
+from glyphs.reader import read_page
+from glyphs.results import Candidate, Prediction, Reading, Status
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -60,6 +62,7 @@ class GlyphPredictor:
     mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
         is the one that the model was trained with.
     batch_size : pictures that the network sees at once.
+    words : the only words that a text can hold, for `read`; None for any.
     average_views : let the network look at every picture seven times (see `glyphs.model.ViewAverage`); not for .onnx.
 
     Raises
@@ -77,6 +80,7 @@ class GlyphPredictor:
         min_confidence: float = 0.0,
         mode: Mode | None = None,
         batch_size: int = Config.batch_size,
+        words: Sequence[str] | None = None,
         average_views: bool = False,
     ) -> None:
         path = Path(model)
@@ -86,7 +90,11 @@ class GlyphPredictor:
             raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
         else:
             self.network, names, trained_with = load_onnx(path, device or "auto")
-        self.columns = list(range(len(names))) if alphabet is None else choose_columns(names, alphabet)
+        self.alphabet = None if alphabet is None else frozenset(alphabet)
+        self.words = words
+        self.columns = (
+            list(range(len(names))) if self.alphabet is None else choose_columns(names, sorted(self.alphabet))
+        )
         self.class_names = [names[column] for column in self.columns]
         self.min_confidence = min_confidence
         self.mode = mode or trained_with
@@ -152,6 +160,81 @@ class GlyphPredictor:
         plot_prediction(picture, pixels, prediction.top_k, title, Path(path))
         return prediction
 
+    def visualize_text(self, image: Picture, path: str | Path = "prediction.png", top_k: int = 5) -> Reading:
+        """Read one picture, and draw it with a box and a reading for each character into a PNG file.
+
+        Raises
+        ------
+        PictureError : the picture cannot be read, so there is nothing to draw.
+        """
+        from glyphs.plots import plot_reading
+
+        picture = open_picture(image)
+        reading = self.read_page(*self.find_page(name_of(image), picture), top_k)
+        characters = [character for line in reading.lines for word in line.words for character in word.characters]
+        found = [(character.label, character.probability, character.box) for character in characters]
+        plot_reading(picture, found, reading.status.replace("_", " "), Path(path))
+        return reading
+
+    def read(self, image: Picture, top_k: int = 5) -> Reading:
+        """The text that one picture shows; a picture that cannot be read is a `failed` reading, not an exception."""
+        return self.read_page(*self.find_page(name_of(image), image), top_k)
+
+    def read_stream(
+        self, pictures: Iterable[tuple[str | None, Picture | PictureError]], top_k: int = 5
+    ) -> Iterator[Reading]:
+        """Read any number of pictures, as `stream` predicts them."""
+        pictures = iter(pictures)
+        workers = max(1, usable_cpus() - 1)
+        pool = concurrent.futures.ThreadPoolExecutor(workers)
+        waiting: deque[concurrent.futures.Future[tuple[str | None, Page | PictureError]]] = deque()
+        try:
+            while True:
+                for picture in itertools.islice(pictures, workers + 1 - len(waiting)):
+                    waiting.append(pool.submit(self.find_page, *picture))
+                if not waiting:
+                    return
+                yield self.read_page(*waiting.popleft().result(), top_k)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def find_page(self, name: str | None, picture: Picture | PictureError) -> tuple[str | None, Page | PictureError]:
+        """The lines of ink in a picture, or why it cannot be read."""
+        file = None if name is None else valid_utf8(name)
+        try:
+            if isinstance(picture, PictureError):
+                raise picture
+            return file, find_lines(to_grey(open_picture(picture)))
+        except PictureError as error:
+            return file, error
+
+    def read_page(self, file: str | None, page: Page | PictureError, top_k: int) -> Reading:
+        """The text of a page."""
+        if isinstance(page, PictureError):
+            return Reading(file, "failed", error=valid_utf8(str(page)))
+        if page.joined:
+            return Reading(file, "joined_script")
+        lines = read_page(page, self.probabilities, self.class_names, self.alphabet, self.words, top_k)
+        if not lines:
+            return Reading(file, "no_glyph")
+        characters = [character for line in lines for word in line.words for character in word.characters]
+        confidence = min((c.probability for c in characters if c.probability is not None), default=None)
+        uncertain = confidence is not None and confidence < self.min_confidence
+        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines)
+
+    def probabilities(self, images: Bytes) -> Floats:
+        """Those of the alphabet's classes, float64 [N, C], for images of uint8 [N, 1, 28, 28], batch by batch."""
+        starts = range(0, len(images), self.batch_size)
+        return np.concatenate([self.of_alphabet(images[start : start + self.batch_size]) for start in starts])
+
+    def of_alphabet(self, images: Bytes) -> Floats:
+        # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
+        probabilities = self.network(images)[:, self.columns].astype(np.float64) + 1e-300
+        if not np.isfinite(probabilities).all():
+            raise CheckpointError("the model's outputs are not finite: it is damaged")
+        shares: Floats = probabilities / probabilities.sum(axis=1, keepdims=True)
+        return shares
+
     def prepare_all(self, pictures: Sequence[tuple[str | None, Picture | PictureError]]) -> list[Prepared]:
         return [self.prepare(name, picture) for name, picture in pictures]
 
@@ -178,11 +261,7 @@ class GlyphPredictor:
 
     def rank(self, images: Bytes, top_k: int) -> Iterator[tuple[Candidate, ...]]:
         """The likeliest classes of each image of uint8 [N, 1, 28, 28], their probabilities over the alphabet."""
-        # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
-        probabilities = self.network(images)[:, self.columns].astype(np.float64) + 1e-300
-        if not np.isfinite(probabilities).all():
-            raise CheckpointError("the model's outputs are not finite: it is damaged")
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        probabilities = self.of_alphabet(images)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         ranked = np.take_along_axis(probabilities, order, axis=1).round(DECIMALS)
         for columns, values in zip(order.tolist(), ranked.tolist(), strict=True):

@@ -15,6 +15,7 @@ from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replacing, valid_utf8
 
 Status = Literal["ok", "uncertain", "no_glyph", "several_glyphs", "failed"]
+TextStatus = Literal["ok", "uncertain", "no_glyph", "joined_script", "failed"]
 STDIN = "-"
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 ROW_START = b'{"file": '
@@ -50,6 +51,10 @@ class Prediction:
     top_k: tuple[Candidate, ...] = ()
     error: str | None = None
 
+    @property
+    def answer(self) -> str | None:
+        return self.prediction
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON has it."""
         return {
@@ -62,11 +67,106 @@ class Prediction:
         }
 
 
+class Character(NamedTuple):
+    """A character of a text.
+
+    label : what it is.  probability : 0..1, None for a mark, which is told by its shape.  box : left, top, right,
+    bottom, in pixels of the picture as it is shown.  top_k : the likeliest classes, the likeliest first.
+    """
+
+    label: str
+    probability: float | None
+    box: tuple[int, ...]
+    top_k: tuple[Candidate, ...]
+
+
+class Word(NamedTuple):
+    """A word of a text, and its box as of a character."""
+
+    text: str
+    box: tuple[int, ...]
+    characters: tuple[Character, ...]
+
+
+class TextLine(NamedTuple):
+    """A line of a text, and its box as of a character."""
+
+    text: str
+    box: tuple[int, ...]
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What text was found in one picture.
+
+    Attributes
+    ----------
+    file : its name, None for a picture that came from memory.
+    status : `ok`; `uncertain`, a character below the confidence that was asked for; `no_glyph`, there is no text;
+        `joined_script`, its letters are joined, which is not read; `failed`, it cannot be read.
+    confidence : the least probability of a character, 0..1, where there are any.
+    lines : from top to bottom, for `ok` and `uncertain`.
+    error : why, only where the status is `failed`.
+    """
+
+    file: str | None
+    status: TextStatus
+    confidence: float | None = None
+    lines: tuple[TextLine, ...] = ()
+    error: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The lines, with line breaks between them; None where there are none."""
+        return "\n".join(line.text for line in self.lines) if self.lines else None
+
+    @property
+    def answer(self) -> str | None:
+        return self.text
+
+    @property
+    def top_k(self) -> tuple[Candidate, ...]:
+        """None of the whole; each character has its own."""
+        return ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        return {
+            "file": self.file,
+            "status": self.status,
+            "text": self.text,
+            "confidence": self.confidence,
+            "lines": [
+                {
+                    "text": line.text,
+                    "box": line.box,
+                    "words": [
+                        {
+                            "text": word.text,
+                            "box": word.box,
+                            "characters": [
+                                character._asdict() | {"top_k": [each._asdict() for each in character.top_k]}
+                                for character in word.characters
+                            ],
+                        }
+                        for word in line.words
+                    ],
+                }
+                for line in self.lines
+            ],
+            "error": self.error,
+        }
+
+
+Row = Prediction | Reading
+
+
 @dataclass
 class ResultFile:
     """An open file of results: where rows go, and what it already held."""
 
-    write: Callable[[Prediction], object]
+    write: Callable[[Row], object]
     done: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -80,19 +180,19 @@ class ResultFile:
         return f"{self.counts.total():,} pictures" + (f": {parts}" if parts else "")
 
 
-def json_row(prediction: Prediction) -> bytes:
-    return ENCODER.encode(prediction.to_dict()).encode()
+def json_row(row: Row) -> bytes:
+    return ENCODER.encode(row.to_dict()).encode()
 
 
 @contextlib.contextmanager
-def write_json(path: Path, top_k: int) -> Iterator[ResultFile]:
+def write_json(path: Path, top_k: int | None) -> Iterator[ResultFile]:
     """A JSON array, whole at the end; rows are not kept in memory."""
     with replacing(path) as file:
         before = b"[\n"
 
-        def write(prediction: Prediction) -> None:
+        def write(row: Row) -> None:
             nonlocal before
-            file.write(before + json_row(prediction))
+            file.write(before + json_row(row))
             before = b",\n"
 
         yield ResultFile(write)
@@ -100,21 +200,22 @@ def write_json(path: Path, top_k: int) -> Iterator[ResultFile]:
 
 
 @contextlib.contextmanager
-def write_csv(path: Path, top_k: int) -> Iterator[ResultFile]:
-    """A table for spreadsheets, whole at the end, the top k in two columns each."""
+def write_csv(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+    """A table for spreadsheets, whole at the end, the top k in two columns each; none for texts (top_k None)."""
     with replacing(path) as file:
         # write_through: nothing is left in this layer to be flushed to a file that was closed after an error.
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         rows = csv.writer(text)
-        ranks = range(1, top_k + 1)
+        ranks = range(1, (top_k or 0) + 1)
+        answer = "text" if top_k is None else "prediction"
         header = [f"{column}_{rank}" for rank in ranks for column in ("label", "probability")]
-        rows.writerow(["file", "status", "prediction", "confidence", *header, "error"])
+        rows.writerow(["file", "status", answer, "confidence", *header, "error"])
 
-        def write(prediction: Prediction) -> None:
-            candidates: list[object] = [value for candidate in prediction.top_k for value in candidate]
-            candidates += [None] * (2 * top_k - len(candidates))
-            row = [prediction.file, prediction.status, prediction.prediction, prediction.confidence]
-            rows.writerow([csv_cell(value) for value in [*row, *candidates, prediction.error]])
+        def write(row: Row) -> None:
+            candidates: list[object] = [value for candidate in row.top_k for value in candidate]
+            candidates += [None] * (len(header) - len(candidates))
+            cells = [row.file, row.status, row.answer, row.confidence, *candidates, row.error]
+            rows.writerow([csv_cell(value) for value in cells])
 
         yield ResultFile(write)
         text.detach()
@@ -128,7 +229,7 @@ def csv_cell(value: object) -> object:
 
 
 @contextlib.contextmanager
-def write_json_lines(path: Path, top_k: int) -> Iterator[ResultFile]:
+def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
     """A JSON object a line, appended as it is made; the rows of an earlier run stay, and their pictures are done.
 
     Raises
@@ -137,8 +238,8 @@ def write_json_lines(path: Path, top_k: int) -> Iterator[ResultFile]:
     """
     with explain_write_error(path), path.open("a+b") as file:
 
-        def write(prediction: Prediction) -> None:
-            file.write(json_row(prediction) + b"\n")
+        def write(row: Row) -> None:
+            file.write(json_row(row) + b"\n")
             file.flush()
 
         results = ResultFile(write)
@@ -148,9 +249,9 @@ def write_json_lines(path: Path, top_k: int) -> Iterator[ResultFile]:
             if not line.endswith(b"\n") and (line.startswith(ROW_START) or ROW_START.startswith(line)):
                 break  # the earlier run died while it wrote this row
             try:
-                row = json.loads(line)
-                results.done.add(row["file"])
-                results.counts[row["status"]] += 1
+                old = json.loads(line)
+                results.done.add(old["file"])
+                results.counts[old["status"]] += 1
             except (ValueError, TypeError, KeyError):
                 raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
             end += len(line)
@@ -161,7 +262,7 @@ def write_json_lines(path: Path, top_k: int) -> Iterator[ResultFile]:
 WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines}
 
 
-def open_results(path: Path, top_k: int) -> contextlib.AbstractContextManager[ResultFile]:
+def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextManager[ResultFile]:
     """The file to write rows to, in the format of its suffix.
 
     Raises
@@ -177,16 +278,21 @@ def open_results(path: Path, top_k: int) -> contextlib.AbstractContextManager[Re
 
 
 @contextlib.contextmanager
-def open_terminal(top_k: int) -> Iterator[ResultFile]:
-    """A table for people, row by row."""
-    width = 10 * top_k
-    print(f"{'result':<16}{'confidence':>10}  {f'top {top_k}':<{width}}file")
+def open_terminal(top_k: int | None) -> Iterator[ResultFile]:
+    """A table for people, row by row; texts (top_k None) line by line below their file's name."""
+    width = 10 * (top_k or 0)
+    if top_k is not None:
+        print(f"{'result':<16}{'confidence':>10}  {f'top {top_k}':<{width}}file")
 
-    def write(prediction: Prediction) -> None:
-        result = prediction.prediction or prediction.status.replace("_", " ")
-        confidence = "" if prediction.confidence is None else f"{prediction.confidence:.1%}"
-        candidates = "".join(f"{f'{label} {probability:.1%}':<10}" for label, probability in prediction.top_k)
-        print(one_line(f"{result:<16}{confidence:>10}  {candidates:<{width}}{prediction.file}"))
+    def write(row: Row) -> None:
+        result = row.answer or row.status.replace("_", " ")
+        confidence = "" if row.confidence is None else f"{row.confidence:.1%}"
+        if top_k is None:
+            print(one_line(f"{row.file}  {confidence}"))
+            print("\n".join(map(one_line, result.split("\n"))))
+            return
+        candidates = "".join(f"{f'{label} {probability:.1%}':<10}" for label, probability in row.top_k)
+        print(one_line(f"{result:<16}{confidence:>10}  {candidates:<{width}}{row.file}"))
 
     yield ResultFile(write)
 
@@ -195,9 +301,9 @@ def open_terminal(top_k: int) -> Iterator[ResultFile]:
 def open_pipe() -> Iterator[ResultFile]:
     """Lines of file, status, prediction and confidence, with tabs between them."""
 
-    def write(prediction: Prediction) -> None:
-        confidence = "" if prediction.confidence is None else str(prediction.confidence)
-        cells = [prediction.file or "", prediction.status, prediction.prediction or "", confidence]
+    def write(row: Row) -> None:
+        confidence = "" if row.confidence is None else str(row.confidence)
+        cells = [row.file or "", row.status, row.answer or "", confidence]
         print("\t".join(map(one_line, cells)))
 
     yield ResultFile(write)

@@ -16,7 +16,7 @@ from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
-PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md", ROOT / "docs" / "SCALING.md"]
+PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md", ROOT / "docs" / "SCALING.md", ROOT / "docs" / "TEXT.md"]
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,

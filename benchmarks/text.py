@@ -1,0 +1,93 @@
+"""How well pictures of text are read, by kind and by source.
+
+    python benchmarks/text.py --model MODEL --pictures DIR
+
+DIR holds pictures and truth.tsv: file, text (lines separated by |), kind, source.  Prints, for each kind and for each
+source, the character error rate (edits over characters, case and spaces ignored), the pictures without an error, the
+pictures refused (a refused picture counts as all of its characters missed), and seconds a picture.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from glyphs.predict import GlyphPredictor
+
+JOINED = "cursive"  # the kind that is to be refused
+
+
+class Result(NamedTuple):
+    """Edits, characters, whether it was refused, and seconds."""
+
+    edits: int
+    length: int
+    refused: bool
+    seconds: float
+
+
+def edit_distance(one: str, other: str) -> int:
+    """The fewest insertions, deletions and replacements that make one text the other."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        last, row = row, [i]
+        for j, b in enumerate(other, start=1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (a != b)))
+    return row[-1]
+
+
+def plain(text: str) -> str:
+    """The text without spaces, line breaks and case."""
+    return "".join(text.replace("|", "").split()).lower()
+
+
+def table(title: str, results: dict[str, list[Result]]) -> None:
+    print(f"\n{title:36} pictures  error rate  no error  refused  s a picture")
+    for name, group in results.items():
+        length = sum(result.length for result in group)
+        rate = f"{sum(result.edits for result in group) / length:10.1%}" if length else f"{'':10}"
+        right = sum(result.edits == 0 and not result.refused for result in group)
+        refused = sum(result.refused for result in group)
+        seconds = sum(result.seconds for result in group) / len(group)
+        print(f"{name:36} {len(group):8}  {rate}  {right:8}  {refused:7}  {seconds:11.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a checkpoint or an .onnx file")
+    parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="pictures and truth.tsv")
+    parser.add_argument("--digits", action="store_true", help="the alphabet 0123456789 where the truth is digits only")
+    parser.add_argument("--show", action="store_true", help="print each picture's text and what was read")
+    arguments = parser.parse_args()
+    predictor = GlyphPredictor(arguments.model, "cpu")
+    digits = GlyphPredictor(arguments.model, "cpu", alphabet="0123456789") if arguments.digits else predictor
+    kinds: dict[str, list[Result]] = defaultdict(list)
+    sources: dict[str, list[Result]] = defaultdict(list)
+    with (arguments.pictures / "truth.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    for row in rows:
+        truth = plain(row["text"])
+        reader = digits if truth.isdigit() else predictor
+        start = time.perf_counter()
+        reading = reader.read(arguments.pictures / row["file"])
+        seconds = time.perf_counter() - start
+        refused = reading.status == "joined_script"
+        text = plain(reading.text or "")
+        result = Result(edit_distance(text, truth), len(truth), refused, seconds)
+        kinds[row["kind"]].append(result)
+        if row["kind"] != JOINED:
+            sources[row["source"]].append(result)
+        if arguments.show:
+            read = (reading.text or reading.status).replace("\n", "|")
+            print(f"{row['kind']:8} {row['file']:24} {result.edits:3}/{result.length:3}  {row['text']}  =>  {read}")
+    table("kind", kinds)
+    table("source", sources)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,446 @@
+"""A picture of text, turned into lines of pieces of ink that are each a character, a part of one, or a dot.
+
+    open_picture -> to_grey -> find_lines
+
+The paper is levelled, ruled lines and the boxes of form fields are taken away, connected ink is grouped into lines,
+and what may be several characters is cut where its strokes are thin: more often than needed, because only recognition
+can tell where one character ends (see glyphs.reader).
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from glyphs.preprocess import Floats, Mask, resize
+
+# Working sizes, in pixels
+SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
+PAPER_WINDOW = 15  # the closing that finds the paper is at least so wide, else an eighth of the shorter side
+SMOOTH = 0.8  # standard deviation of the first blur
+
+# Finding ink; shares are of the paper's brightness
+LEAST_INK = 0.06  # ink is at least so much darker than its paper
+LEAST_SIGNAL = 4.0  # and so many times the paper's noise
+FAINT = 0.5  # of the floor: the least that belongs to a rule
+FLOOR = 0.35  # of the strong ink: the least that belongs to a stroke
+SPECK = 0.12  # of a character's height: a part that is smaller both ways is dirt
+
+SMALLEST_AT_EDGE, LARGEST_AT_EDGE = 0.5, 1.6  # of a character's size: what the picture's edge cuts is else no text
+
+# Rules; lengths are shares of the picture's width or height
+RULE, RULE_SEGMENT = 0.3, 0.05  # a rule is so long, and straight over each such part of it
+RULE_SLOPE = 0.06  # height over width of a rule, its thickness apart
+
+# Lines and pieces; lengths are shares of a line's height, that of its middling character
+SAME_LINE = 0.4  # of the lower of two parts: how much they overlap on one line
+TALL = 0.5  # a part that is lower than this is a dot or a dash
+SAME_PIECE = 0.5  # of the narrower of two parts: how much they overlap sideways in one character
+DOT, DOT_REACH = 0.45, 0.3  # size of the dot of an i, and how far it is off its stem
+CUTTABLE = 0.7  # what is wider than this may be several characters
+NARROWEST = 0.2  # of a piece of it
+CELL = 2.2  # a form's cell that is narrower holds one character
+UNEVEN, SIDE_REMAINS = 0.2, 0.15  # of a cell's width: by how much cells differ; how wide its side's remains are
+WIDE = 1.9  # a part that is wider than this has several joined letters
+JOINED = 0.4  # share of the parts' width in wide parts, from which a page is joined script
+
+
+class Box(NamedTuple):
+    """Half-open ranges of pixels."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+
+@dataclass
+class Piece:
+    """Ink that belongs together.
+
+    Attributes
+    ----------
+    box : its place on the page.
+    mask : bool [height, width] of the box.
+    part : a number that the pieces cut from one connected part share.
+    cell : the number of the form's cell that it stands in, None where there are no cells.
+    """
+
+    box: Box
+    mask: Mask
+    part: int
+    cell: int | None = None
+
+    @property
+    def dotted(self) -> bool:
+        """Whether a row without ink divides it, as the dot of an i is from its stem."""
+        return not self.mask.any(axis=1).all()
+
+
+@dataclass
+class Line:
+    """A line's pieces from left to right, and its height: that of its middling character, in pixels."""
+
+    pieces: list[Piece]
+    height: float
+
+
+@dataclass
+class Page:
+    """A page's ink and its lines from top to bottom.
+
+    Attributes
+    ----------
+    ink : float32 [H, W], 0 for paper, up to 1 for ink, without rules.
+    floor : the least ink of a stroke.
+    zoom : pixels of the page over pixels of the picture.
+    lines : in reading order.
+    joined : whether most of it is joined script.
+    """
+
+    ink: Floats
+    floor: float
+    zoom: float
+    lines: list[Line]
+    joined: bool
+
+
+def union(boxes: list[Box]) -> Box:
+    tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+    return Box(min(tops), min(lefts), max(bottoms), max(rights))
+
+
+def find_lines(grey: Floats) -> Page:
+    """The lines of text in a picture, float32 [H, W] from 0 (black) to 1; none where it shows no ink."""
+    height, width = grey.shape
+    zoom = max(SMALL_SIDE / min(height, width), LARGE_SIDE / max(height, width))
+    zoom = min(max(1, math.ceil(zoom)), MOST_ZOOM)
+    page = grey if zoom == 1 else resize(grey, width * zoom, height * zoom)
+    ink, floor = page_ink(page)
+    mask = ink > floor
+    if not mask.any():
+        return Page(ink, floor, zoom, [], False)
+    mask, walls = remove_rules(mask, ink > FAINT * floor)
+    parts = find_parts(mask)
+    lines = [line for line in group_lines(parts) if line.pieces]
+    joined = is_joined(lines)
+    for line in lines:
+        line.pieces = join_dots(line.pieces, line.height)
+        if walls.any():
+            enter_cells(line, walls)
+        line.pieces = [cut for piece in line.pieces for cut in cut_piece(piece, line.height)]
+    return Page(ink, floor, zoom, lines, joined)
+
+
+def page_ink(page: Floats) -> tuple[Floats, float]:
+    """How far each pixel is from its paper, as a share of that, float32 [H, W], and the least that is a stroke.
+
+    The floor is above all ink where there is nothing but paper.
+    """
+    page = ndimage.gaussian_filter(page, SMOOTH)
+    if ((page - np.median(page)) ** 3).sum() > 0:  # light ink on a dark page: ink is the rarer of the two
+        page = 1 - page
+    window = max(PAPER_WINDOW, min(page.shape) // 8)
+    # Strokes are narrower than the window, shadows and tables are not: they count as paper.
+    shrink = PAPER_WINDOW / window
+    height, width = page.shape
+    small = page if shrink == 1 else resize(page, round(width * shrink), round(height * shrink))
+    small = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(PAPER_WINDOW,) * 2), PAPER_WINDOW / 6)
+    paper = small if shrink == 1 else resize(small, width, height)
+    ink = np.asarray(1 - page / np.maximum(paper, 0.05), dtype=np.float32)
+    ink -= np.median(ink)
+    noise = 1.4826 * float(np.median(np.abs(ink)))
+    least = max(LEAST_INK, LEAST_SIGNAL * noise)
+    strong = ink[ink > least]
+    if strong.size < 10:
+        return ink, 1.0
+    return ink, max(FLOOR * float(np.quantile(strong, 0.9)), least)
+
+
+# ---- Rules and boxes ----
+
+
+def remove_rules(mask: Mask, faint: Mask) -> tuple[Mask, Mask]:
+    """Take ruled lines and boxes out of a page's ink.
+
+    Parameters
+    ----------
+    mask : bool [H, W], the ink.
+    faint : bool [H, W], the ink and what is fainter, as printed boxes often are.
+
+    Returns
+    -------
+    mask : without them; strokes that cross one are whole again.
+    walls : bool [H, W], the upright sides of boxes.
+    """
+    across = find_rules(faint)
+    if not across.any():
+        return mask, across
+    walls = find_walls(faint, across)
+    rest = mask & ~across & ~walls
+    for rules, axis in ((across, 0), (walls, 1)):
+        thick = thickness(rules, axis)
+        if thick:
+            size = (2 * thick + 3, 1) if axis == 0 else (1, 2 * thick + 3)
+            rest |= ndimage.binary_closing(np.pad(rest, thick + 2), np.ones(size))[
+                thick + 2 : -thick - 2, thick + 2 : -thick - 2
+            ] & (rules & mask)
+    return rest, walls
+
+
+def thickness(rules: Mask, axis: int) -> int:
+    """The middling thickness of rules along an axis, in pixels."""
+    runs = rules.sum(axis=axis)
+    labels = ndimage.label(rules, np.array([[0, 1, 0]] * 3 if axis == 0 else [[0, 0, 0], [1, 1, 1], [0, 0, 0]]))[0]
+    return int(np.median(np.bincount(labels.ravel())[1:])) if runs.any() else 0
+
+
+def find_rules(mask: Mask) -> Mask:
+    """The long lines across a page, bool [H, W]: straight pieces that join to something long and flat."""
+    height, width = mask.shape
+    segment = max(12, round(RULE_SEGMENT * width))
+    straight = ndimage.binary_opening(mask, np.ones((1, segment)))
+    labels, _ = ndimage.label(ndimage.binary_dilation(straight, np.ones((3, 5))), np.ones((3, 3)))
+    long = max(RULE * width, 0.6 * min(height, width))
+    kept = [0]
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        span = columns.stop - columns.start
+        if span >= long and rows.stop - rows.start <= max(RULE_SLOPE * span, 6) and rows.stop - rows.start < span / 6:
+            kept.append(number)
+    rules: Mask = ndimage.binary_dilation(np.isin(labels, kept[1:]), np.ones((3, 1))) & mask
+    return rules
+
+
+def find_walls(mask: Mask, across: Mask) -> Mask:
+    """The upright sides of boxes, bool [H, W]: upright strokes that end at a rule, or the edge, on both sides."""
+    height = mask.shape[0]
+    reach = max(3, height // 40)
+    near = ndimage.binary_dilation(across, np.ones((2 * reach + 1, 5)))
+    near[:reach] = near[-reach:] = True
+    gap = rule_distance(across)
+    straight = ndimage.binary_opening(mask, np.ones((max(8, round(0.3 * gap)), 1)))
+    labels, _ = ndimage.label(ndimage.binary_dilation(straight, np.ones((3, 3))), np.ones((3, 3)))
+    kept = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        high = rows.stop - rows.start
+        inside = labels[rows, columns] == number
+        ends = near[rows, columns] & inside
+        # Thin, as long as a box is high, at a rule at both of its ends.
+        if (
+            high >= 0.8 * gap
+            and columns.stop - columns.start < max(8, 0.3 * high)
+            and ends[: high // 4].any()
+            and ends[-(high // 4) :].any()
+        ):
+            kept.append(number)
+    walls: Mask = np.isin(labels, kept) & mask
+    return walls
+
+
+def rule_distance(across: Mask) -> float:
+    """How far apart rules are, in pixels; the page's height where there is one only."""
+    rows = ndimage.binary_closing(across.sum(axis=1) > 0.2 * across.sum(axis=1).max(), np.ones(3))
+    labels, count = ndimage.label(rows)
+    middles = [(line[0].start + line[0].stop) / 2 for line in ndimage.find_objects(labels)]
+    gaps = np.diff([0, *middles, across.shape[0]]) if count < 2 else np.diff(middles)
+    wide = gaps[gaps > 12]
+    return float(np.median(wide)) if wide.size else float(across.shape[0])
+
+
+# ---- Parts, lines, pieces ----
+
+
+def find_parts(mask: Mask) -> list[Piece]:
+    """The connected parts of the ink but for dirt."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    boxes = [Box(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(labels)]
+    if not boxes:
+        return []
+    size = np.array([max(box.height, box.width) for box in boxes])
+    usual = float(np.quantile(np.repeat(size, size), 0.5))  # weighted by size: dirt is frequent, but small
+    least = max(3.0, SPECK * usual)
+    return [
+        Piece(box, labels[box.top : box.bottom, box.left : box.right] == number, number)
+        for number, (box, side) in enumerate(zip(boxes, size, strict=True), start=1)
+        if side >= least and not is_rim(box, usual, mask.shape)
+    ]
+
+
+def is_rim(box: Box, usual: float, shape: tuple[int, ...]) -> bool:
+    """Whether a part at the picture's edge is the rim of a sheet, a table or a shadow: of another size than others."""
+    height, width = shape
+    sides = (box.top == 0, box.left == 0, box.bottom == height, box.right == width)
+    size = max(box.height, box.width)
+    return sum(sides) >= 3 or (any(sides) and not SMALLEST_AT_EDGE < size / usual < LARGEST_AT_EDGE)
+
+
+def group_lines(parts: list[Piece]) -> list[Line]:
+    """Lines of parts, from top to bottom, each from left to right; a line may climb or fall."""
+    if not parts:
+        return []
+    heights = np.array([part.box.height for part in parts])
+    usual = float(np.quantile(np.repeat(heights, heights), 0.5))
+    tall = sorted((part for part in parts if part.box.height >= TALL * usual), key=lambda part: part.box.left)
+    low = [part for part in parts if part.box.height < TALL * usual]
+    lines: list[list[Piece]] = []
+    for part in tall:
+        overlaps = [overlap(part.box, line[-3:]) for line in lines]
+        if overlaps and max(overlaps) >= SAME_LINE:
+            lines[int(np.argmax(overlaps))].append(part)
+        else:
+            lines.append([part])
+    for part in low:
+        nearest = min(lines, key=lambda line: min(distance(part.box, other.box) for other in line), default=None)
+        if nearest is not None and min(distance(part.box, other.box) for other in nearest) < 1.2 * usual:
+            nearest.append(part)
+    lines.sort(key=lambda line: float(np.median([(part.box.top + part.box.bottom) / 2 for part in line])))
+    return [
+        Line(
+            sorted(line, key=lambda part: part.box.left + part.box.right),
+            float(np.median([part.box.height for part in line if part.box.height >= TALL * usual])),
+        )
+        for line in lines
+    ]
+
+
+def overlap(box: Box, neighbours: list[Piece]) -> float:
+    """How much a box shares its rows with the last parts of a line, as a share of the lower of both."""
+    top = float(np.median([part.box.top for part in neighbours]))
+    bottom = float(np.median([part.box.bottom for part in neighbours]))
+    return (min(bottom, box.bottom) - max(top, box.top)) / max(1, min(bottom - top, box.height))
+
+
+def distance(one: Box, other: Box) -> float:
+    """Pixels of paper between two boxes; sideways ones count in full, since a line has room there."""
+    beside = max(0, one.left - other.right, other.left - one.right)
+    above = max(0, one.top - other.bottom, other.top - one.bottom)
+    return beside + above
+
+
+def is_joined(lines: list[Line]) -> bool:
+    """Whether most of the ink is words of joined letters."""
+    widths = np.array([part.box.width for line in lines for part in line.pieces], float)
+    wide = np.array([part.box.width > WIDE * line.height for line in lines for part in line.pieces])
+    return bool(widths.size) and float(widths[wide].sum()) > JOINED * float(widths.sum())
+
+
+def join_dots(parts: list[Piece], height: float) -> list[Piece]:
+    """Join parts that lie above each other: dots and accents, and the strokes of one character."""
+    joined: list[Piece] = []
+    for part in parts:
+        before = joined[-1] if joined else None
+        if before is not None:
+            shared = min(before.box.right, part.box.right) - max(before.box.left, part.box.left)
+            both = union([before.box, part.box])
+            inside = shared > SAME_PIECE * min(before.box.width, part.box.width) and both.width < 2 * height
+            if inside or is_dot(part.box, before.box, height) or is_dot(before.box, part.box, height):
+                joined[-1] = merge([before, part])
+                continue
+        joined.append(part)
+    return joined
+
+
+def is_dot(box: Box, stem: Box, height: float) -> bool:
+    """Whether a part is the dot of an i or j whose stem is another, which slanted writing puts beside it."""
+    small = max(box.height, box.width) < DOT * height
+    narrow = stem.width < DOT * height <= stem.height
+    beside = max(box.left - stem.right, stem.left - box.right)
+    return small and narrow and beside < DOT_REACH * height and box.bottom <= stem.top + DOT_REACH * height
+
+
+def merge(pieces: list[Piece]) -> Piece:
+    """One piece of several."""
+    box = union([piece.box for piece in pieces])
+    mask = np.zeros((box.height, box.width), dtype=bool)
+    for piece in pieces:
+        top, left = piece.box.top - box.top, piece.box.left - box.left
+        mask[top : top + piece.box.height, left : left + piece.box.width] |= piece.mask
+    return Piece(box, mask, pieces[0].part, pieces[0].cell)
+
+
+def enter_cells(line: Line, walls: Mask) -> None:
+    """Number the form's cells that pieces stand in, and join what stands in one narrow cell."""
+    box = union([piece.box for piece in line.pieces])
+    band = walls[box.top : box.bottom].sum(axis=0) > 0.5 * box.height
+    labels, count = ndimage.label(ndimage.binary_closing(np.pad(band, 5), np.ones(5))[5:-5])
+    if count < 2:
+        return
+    middles = [(columns.start + columns.stop) / 2 for (columns,) in ndimage.find_objects(labels)]
+    step = float(np.median(np.diff(middles)))
+    # Sides that were printed too faintly to be found stand where the others' distances say.
+    for left, right in itertools.pairwise(list(middles)):
+        missing = round((right - left) / step) - 1
+        if missing > 0 and abs((right - left) / step - missing - 1) < UNEVEN:
+            middles += np.linspace(left, right, missing + 2)[1:-1].tolist()
+    middles.sort()
+    edges = [0, *middles, walls.shape[1]]
+    cells: dict[int, list[Piece]] = {}
+    for piece in line.pieces:
+        centre = (piece.box.left + piece.box.right) / 2
+        if piece.box.width < SIDE_REMAINS * step and min(abs(centre - x) for x in middles) < SIDE_REMAINS * step:
+            continue  # what is left of a box's side
+        cells.setdefault(int(np.searchsorted(middles, centre)), []).append(piece)
+    pieces = []
+    for place, inside in cells.items():
+        width = edges[place + 1] - edges[place]
+        if width < CELL * box.height and union([piece.box for piece in inside]).width <= width:
+            inside = [merge(without_remains(inside))]
+            inside[0].cell = place
+        pieces += inside
+    line.pieces = pieces
+
+
+def without_remains(pieces: list[Piece]) -> list[Piece]:
+    """A cell's pieces without what is left of its box: what lies neither beside the largest nor close above it."""
+    main = max(pieces, key=lambda piece: int(piece.mask.sum()))
+    kept = []
+    for piece in pieces:
+        box = piece.box
+        rows = min(box.bottom, main.box.bottom) - max(box.top, main.box.top)
+        dot = box.width < main.box.width and distance(box, main.box) < DOT_REACH * main.box.height
+        if piece is main or rows > 0.5 * box.height or (dot and box.width < 2 * box.height):
+            kept.append(piece)
+    return kept
+
+
+def cut_piece(piece: Piece, height: float) -> list[Piece]:
+    """Cut a piece that may be several characters where few of its pixels lie above each other."""
+    if piece.cell is not None or piece.box.width < CUTTABLE * height or piece.box.height < 0.4 * height:
+        return [piece]
+    columns = thin_columns(piece.mask, NARROWEST * height)
+    edges = [0, *columns, piece.box.width]
+    pieces = []
+    for start, stop in itertools.pairwise(edges):
+        mask = piece.mask[:, start:stop]
+        rows = np.flatnonzero(mask.any(axis=1))
+        if rows.size:
+            top, bottom = int(rows[0]), int(rows[-1]) + 1
+            box = Box(piece.box.top + top, piece.box.left + start, piece.box.top + bottom, piece.box.left + stop)
+            pieces.append(Piece(box, mask[top:bottom], piece.part))
+    return pieces
+
+
+def thin_columns(mask: Mask, narrowest: float) -> list[int]:
+    """The columns, ascending, where a part of the ink is thinnest: local minima of its ink, `narrowest` apart."""
+    ink: NDArray[np.float64] = ndimage.gaussian_filter1d(mask.sum(axis=0).astype(float), max(1.0, narrowest / 6))
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1)).max() * 2
+    chosen: list[int] = []
+    for column in np.argsort(ink, kind="stable").tolist():
+        if ink[column] > 1.8 * depth:
+            break
+        if min(column, len(ink) - column) < narrowest or any(abs(column - other) < narrowest for other in chosen):
+            continue
+        chosen.append(column)
+    return sorted(chosen)

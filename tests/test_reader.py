@@ -1,0 +1,203 @@
+"""Text: from pictures that the test draws to lines, words and characters."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+import inference
+from benchmarks.text import edit_distance, plain
+from glyphs.demo import font_folder
+from glyphs.errors import ConfigError, DataError
+from glyphs.page import Box, Piece, find_lines
+from glyphs.predict import GlyphPredictor
+from glyphs.preprocess import to_grey
+from glyphs.reader import Choice, nearest_word, read_words, split_words
+from tests.conftest import ROOT
+from tests.small import save_small_onnx
+
+MODEL = ROOT / "pretrained" / "glyphs47.pth"
+
+
+def write(lines: Sequence[str], size: int = 48, spacing: int = 6) -> Image.Image:
+    """Lines of print, black on white, its letters apart."""
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", size)
+    page = Image.new("L", (40 + max(map(len, lines)) * (size + spacing), 40 + 2 * size * len(lines)), 255)
+    pen = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        x = 20.0
+        for character in line:
+            pen.text((x, 20 + 2 * size * number), character, font=font, fill=0)
+            x += font.getlength(character) + spacing
+    return page
+
+
+def comb(text: str) -> Image.Image:
+    """A form's field of touching boxes, a character in each."""
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 40)
+    page = Image.new("L", (60 * len(text) + 40, 100), 255)
+    pen = ImageDraw.Draw(page)
+    for place, character in enumerate(text):
+        left = 20 + 60 * place
+        pen.rectangle((left, 15, left + 60, 85), outline=90, width=2)
+        pen.text((left + 30, 50), character, font=font, fill=0, anchor="mm")
+    return page
+
+
+@pytest.fixture(scope="module")
+def predictor() -> GlyphPredictor:
+    return GlyphPredictor(MODEL, "cpu")
+
+
+def test_lines_come_from_top_to_bottom_and_pieces_from_left_to_right() -> None:
+    page = find_lines(to_grey(write(["ABC", "DEFG"])))
+    assert len(page.lines) == 2
+    for line in page.lines:
+        lefts = [piece.box.left for piece in line.pieces]
+        assert lefts == sorted(lefts)
+    assert page.lines[0].pieces[0].box.bottom < page.lines[1].pieces[0].box.top
+
+
+def test_an_empty_page_has_no_lines() -> None:
+    assert find_lines(np.full((60, 80), 0.9, np.float32)).lines == []
+
+
+def test_boxes_are_taken_away_and_a_cell_gives_one_piece() -> None:
+    page = find_lines(to_grey(comb("ABDE")))
+    [line] = page.lines
+    assert [piece.cell for piece in line.pieces] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("picture", "text"),
+    [
+        (write(["TEST", "2345"]), "TEST\n2345"),
+        (write(["HEAT AND RAN"]), "HEAT AND RAN"),
+        (comb("8245"), "8245"),
+        (Image.fromarray(255 - np.asarray(write(["2345"]))), "2345"),
+    ],
+    ids=["lines", "words", "boxes", "light on dark"],
+)
+def test_print_is_read(predictor: GlyphPredictor, picture: Image.Image, text: str) -> None:
+    reading = predictor.read(picture)
+    assert (reading.status, reading.text) == ("ok", text)
+    probabilities = [c.probability for line in reading.lines for word in line.words for c in word.characters]
+    assert reading.confidence == min(p for p in probabilities if p is not None)
+
+
+def test_boxes_of_characters_hold_their_ink(predictor: GlyphPredictor) -> None:
+    picture = write(["TEST"])
+    [line] = predictor.read(picture).lines
+    dark = np.asarray(picture) < 128
+    inside = np.zeros_like(dark)
+    for character in line.words[0].characters:
+        left, top, right, bottom = character.box
+        inside[top:bottom, left:right] = True
+        assert dark[top:bottom, left:right].any()
+    assert not (dark & ~inside).any()
+
+
+def test_the_alphabet_limits_the_answers() -> None:
+    reading = GlyphPredictor(MODEL, "cpu", alphabet="0123456789").read(write(["IO2S."]))
+    assert reading.text is not None
+    assert reading.text.replace(" ", "").isdigit()
+
+
+def test_words_are_those_listed(predictor: GlyphPredictor) -> None:
+    predictor = GlyphPredictor(MODEL, "cpu", words=["RAN", "SUN", "WATER"])
+    assert predictor.read(write(["BAN"])).text == "RAN"
+
+
+def test_joined_script_is_refused(predictor: GlyphPredictor) -> None:
+    page = Image.new("L", (700, 120), 255)
+    xs = np.arange(20, 680)
+    wave = 60 + 25 * np.sin(xs / 9.0)
+    ImageDraw.Draw(page).line(list(zip(xs.tolist(), wave.tolist(), strict=True)), fill=0, width=4)
+    reading = predictor.read(page)
+    assert (reading.status, reading.lines) == ("joined_script", ())
+
+
+def test_nothing_and_damage_have_their_statuses(predictor: GlyphPredictor, tmp_path: Path) -> None:
+    assert predictor.read(Image.new("L", (90, 60), 255)).status == "no_glyph"
+    reading = predictor.read(tmp_path / "gone.png")
+    assert reading.status == "failed"
+    assert "gone.png" in str(reading.error)
+
+
+def piece(left: int, right: int) -> Piece:
+    return Piece(Box(0, left, 20, right), np.ones((20, right - left), bool), left)
+
+
+def test_a_wide_gap_divides_words() -> None:
+    path = [Choice(piece(left, left + 10), None) for left in (0, 14, 28, 70, 84)]
+    assert [len(group) for group in split_words(path, 20)] == [3, 2]
+
+
+def test_the_nearest_word_is_the_likeliest_and_not_the_one_with_fewest_edits() -> None:
+    names = ["A", "B", "C", "D"]
+    rows: list[NDArray[Any]] = [np.array([0.4, 0.35, 0.2, 0.05]), np.array([0.4, 0.05, 0.2, 0.35])]
+    group = [Choice(piece(0, 9), rows[0]), Choice(piece(12, 20), rows[1])]
+    assert nearest_word(group, ["A", "A"], names, ["AB", "BD", "ABC"]) == ["B", "D"]
+    assert nearest_word(group, ["A", "A"], names, ["ABC"]) == ["A", "A"]
+
+
+def test_a_word_list_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
+        read_words(tmp_path / "gone.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ConfigError, match="holds no words"):
+        read_words(tmp_path / "empty.txt")
+    (tmp_path / "words.txt").write_text("one\n\ntwo\n")
+    assert read_words(tmp_path / "words.txt") == ["one", "two"]
+
+
+def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_small_onnx(tmp_path / "model.onnx")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    write(["AB", "CD"]).save(folder / "a.png")
+    Image.new("L", (50, 50), 255).save(folder / "b.png")
+    (folder / "c.png").touch()
+    command = ["--model", str(model), "--batch", str(folder), "--text", "--output"]
+    for name in ("r.json", "r.csv", "r.jsonl"):
+        assert inference.main([*command, str(tmp_path / name)]) == inference.SOME_FAILED
+    rows = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [row["status"] for row in rows] == ["ok", "no_glyph", "failed"]
+    assert list(rows[0]) == ["file", "status", "text", "confidence", "lines", "error"]
+    [first, second] = rows[0]["lines"]
+    assert rows[0]["text"] == f"{first['text']}\n{second['text']}"
+    assert set(first["words"][0]["characters"][0]) == {"label", "probability", "box", "top_k"}
+    lines = (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    table = list(csv.DictReader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()))
+    assert list(table[0]) == ["file", "status", "text", "confidence", "error"]
+    capsys.readouterr()
+    assert inference.main([*command, str(tmp_path / "r.jsonl")]) == inference.SOME_FAILED
+    assert "holds 3 rows" in capsys.readouterr().err
+
+
+def test_a_single_picture_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_small_onnx(tmp_path / "model.onnx")
+    write(["AB"]).save(tmp_path / "a.png")
+    drawn = tmp_path / "drawn.png"
+    command = ["--model", str(model), "--image", str(tmp_path / "a.png")]
+    assert inference.main([*command, "--text", "--visualize", str(drawn)]) == 0
+    assert capsys.readouterr().out.split("\t")[:2] == [str(tmp_path / "a.png"), "ok"]
+    with Image.open(drawn) as image:
+        assert image.size[0] > 100
+    assert inference.main(command) == 0
+    captured = capsys.readouterr()
+    assert "several_glyphs" in captured.out
+    assert "--text reads them" in captured.err
+
+
+def test_the_benchmark_counts_edits() -> None:
+    assert edit_distance("kitten", "sitting") == 3
+    assert edit_distance("", "abc") == 3
+    assert plain("Fair Sun|set") == "fairsunset"
