@@ -215,6 +215,8 @@ class GlyphPredictor:
         if page.joined:
             return Reading(file, "joined_script")
         lines = read_page(page, self.probabilities, self.class_names, self.alphabet, self.words, top_k)
+        if lines is None:
+            return Reading(file, "joined_script")
         if not lines:
             return Reading(file, "no_glyph")
         characters = [character for line in lines for word in line.words for character in word.characters]

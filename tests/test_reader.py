@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import inference
 from benchmarks.text import edit_distance, plain
 from glyphs.demo import font_folder
 from glyphs.errors import ConfigError, DataError
-from glyphs.page import Box, Piece, find_lines
+from glyphs.page import Box, Line, Page, Piece, find_lines
 from glyphs.predict import GlyphPredictor
 from glyphs.preprocess import to_grey
-from glyphs.reader import Choice, nearest_word, read_words, split_words
+from glyphs.reader import Choice, nearest_word, read_page, read_words, split_words
 from tests.conftest import ROOT
 from tests.small import save_small_onnx
 
@@ -201,3 +202,19 @@ def test_the_benchmark_counts_edits() -> None:
     assert edit_distance("kitten", "sitting") == 3
     assert edit_distance("", "abc") == 3
     assert plain("Fair Sun|set") == "fairsunset"
+
+
+def test_many_letters_in_few_parts_are_joined_script() -> None:
+    mask = np.zeros((30, 300), bool)
+    mask[14:17] = True
+    ink = np.where(mask, 1, 0).astype(np.float32)
+    edges = range(0, 300, 30)
+    pieces = [Piece(Box(14, left, 17, left + 30), np.ones((3, 30), bool), 1) for left in edges]
+    page = Page(ink, 0.3, 1, [Line(pieces, 30)], False)
+
+    def network(images: NDArray[np.uint8]) -> NDArray[Any]:
+        return np.full((len(images), 1), 0.99)
+
+    assert read_page(page, network, ["A"]) is None
+    apart = [replace(piece, part=left) for left, piece in zip(edges, pieces, strict=True)]
+    assert read_page(Page(ink, 0.3, 1, [Line(apart, 30)], False), network, ["A"]) is not None
