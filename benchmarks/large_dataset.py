@@ -49,7 +49,7 @@ def write_cache(folder: Path, root: Path, count: int) -> None:
             pixels.write(rng.bytes(len(numbers) * IMAGE_BYTES))
             for number in numbers:
                 key = f"{number % CLASSES:02}/{number:08}.png", 1000, 1_700_000_000_000_000_000 + number
-                index.write(json.dumps([*key, None]).encode() + b"\n")
+                index.write(json.dumps([*key, number, None]).encode() + b"\n")  # its content: another for each
 
 
 def show_memory(moment: str) -> None:
