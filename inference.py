@@ -6,6 +6,7 @@ python inference.py --image a.png b.jpg --top-k 3 --alphabet 0123456789
 python inference.py --batch ./images/ --output results.jsonl      stopped? the same command goes on
 python inference.py --image form.png --text                        words, numbers, lines: see docs/TEXT.md
 python inference.py --image test.png --visualize                   draws what the model saw
+python inference.py --serve                                        a page to draw on, and an HTTP service
 cat test.png | python inference.py --model model.onnx --image -    without PyTorch
 
 The exit status is 3 where a picture could not be read, 2 where nothing could be done, else 0.
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("pictures (one of these)").add_mutually_exclusive_group(required=True)
     what.add_argument("--image", nargs="+", metavar="PATH", help="pictures; - is standard input")
     what.add_argument("--batch", type=Path, metavar="DIR", help="all pictures in this folder and its sub-folders")
+    what.add_argument("--serve", action="store_true", help="those that come over HTTP, from the page of --serve too")
 
     how = parser.add_argument_group("how to recognise them")
     models = "outputs/best_model.pth, else pretrained/glyphs47.pth"
@@ -73,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     saw = "what the model saw: DIR/NAME.png for each picture NAME"
     answers.add_argument("--save-preprocessed", type=Path, metavar="DIR", help=saw)
+    service = parser.add_argument_group("service (with --serve)")
+    service.add_argument("--host", default=argparse.SUPPRESS, help="address to listen on (default: 127.0.0.1)")
+    service.add_argument("--port", type=port, default=argparse.SUPPRESS, metavar="N", help="port (default: 8000)")
+    token = "what clients must bring; made up where --host lets others in (default: none on this machine)"
+    service.add_argument("--token", default=argparse.SUPPRESS, help=token)
+    collect = "keep pictures that the page's user corrects in DIR/CLASS/, to train on"
+    service.add_argument("--collect", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=collect)
     add_settings(parser, {"machine": ("device", "batch_size")})
     return parser
 
@@ -80,6 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
         raise ValueError
     return value
 
@@ -110,8 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     from glyphs.predict import GlyphPredictor
     from glyphs.reader import read_words
 
+    model = arguments.model or default_model()
     predictor = GlyphPredictor(
-        arguments.model or default_model(),
+        model,
         config.device,
         alphabet=arguments.alphabet,
         min_confidence=arguments.min_confidence,
@@ -120,6 +137,11 @@ def main(argv: list[str] | None = None) -> int:
         words=read_words(arguments.words) if arguments.words else None,
         average_views=arguments.average_views,
     )
+    if arguments.serve:
+        from glyphs.service import serve
+
+        serve(predictor, model, top_k=arguments.top_k, **service_settings(arguments))
+        return 0
     images: list[tuple[str, Picture]] = [
         (name, io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name) for name in arguments.image or ()
     ]
@@ -137,7 +159,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse combinations of arguments that would lose pictures or mix them up."""
+    """Refuse combinations of arguments that would lose pictures or mix them up, or that mean nothing."""
+    if arguments.serve:
+        for name in ("output", "visualize", "save_preprocessed", "text", "words"):
+            if getattr(arguments, name):
+                parser.error(
+                    f"--serve answers over HTTP, one character a picture: leave out --{name.replace('_', '-')}"
+                )
+    if not arguments.serve and (given := service_settings(arguments)):
+        parser.error(f"--{next(iter(given))} is for --serve")
     if arguments.visualize:
         if arguments.batch or len(arguments.image) > 1:
             parser.error("--visualize draws one picture: give one --image")
@@ -156,6 +186,11 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         saved = Path(os.path.realpath(arguments.save_preprocessed))  # Path.resolve raises where links go in circles
         if saved.is_relative_to(os.path.realpath(arguments.batch)):
             parser.error("--save-preprocessed must not lie in --batch, where it would be read as more pictures")
+
+
+def service_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags of the service that were on the command line."""
+    return {name: value for name, value in vars(arguments).items() if name in ("host", "port", "token", "collect")}
 
 
 def default_model() -> Path:

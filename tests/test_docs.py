@@ -16,7 +16,8 @@ from tests.small import draw_glyph, save_small_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
-PAGES = [*DOCUMENTS, ROOT / "docs" / "PERFORMANCE.md", ROOT / "docs" / "SCALING.md", ROOT / "docs" / "TEXT.md"]
+SUBJECTS = ("PERFORMANCE", "SCALING", "TEXT", "SERVICE")
+PAGES = [*DOCUMENTS, *(ROOT / "docs" / f"{subject}.md" for subject in SUBJECTS)]
 PARSERS = {
     "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
     "inference.py": inference.build_parser,
@@ -78,7 +79,7 @@ def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: 
 def test_every_flag_named_exists(document: Path) -> None:
     helps = "".join(build().format_help() for build in [*PARSERS.values(), get_args_parser])
     known = set(re.findall(FLAG, helps)) | benchmark_flags()
-    text = re.sub(r"(pip install|ruff|pytest|mypy)[^\n`]*", "", document.read_text(encoding="utf-8"))
+    text = re.sub(r"(pip install|ruff|pytest|mypy|curl|docker)[^\n`]*", "", document.read_text(encoding="utf-8"))
     assert set(re.findall(FLAG, text)) <= known
 
 

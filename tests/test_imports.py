@@ -22,7 +22,7 @@ LAYERS = (
     ("demo", "checkpoint", "folder", "page"),
     ("data", "reader"),
     ("train", "lr_finder", "evaluate", "predict", "calibrate"),
-    ("compare", "export"),
+    ("compare", "export", "service"),
     ("analyze",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

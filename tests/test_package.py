@@ -30,11 +30,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
-def test_the_wheel_holds_every_module_and_the_weights(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_every_module_the_page_and_the_weights(wheel: zipfile.ZipFile) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "glyphs").rglob("*.py")}
     weights = {f"glyphs/pretrained/{path.name}" for path in (ROOT / "pretrained").iterdir() if path.suffix != ".md"}
     assert weights
-    assert set(wheel.namelist()) >= modules | weights | {path.name for path in ROOT.glob("*.py")}
+    page = {f"glyphs/page/{path.name}" for path in (ROOT / "glyphs" / "page").iterdir()}
+    assert set(wheel.namelist()) >= modules | weights | page | {path.name for path in ROOT.glob("*.py")}
     assert not [name for name in wheel.namelist() if name.startswith(("tests/", "benchmarks/"))]
 
 

@@ -1,0 +1,165 @@
+// The page: what is on the paper goes to the service, whose answer is shown; one request at a time, the newest last.
+
+import { Paper } from "./paper.js";
+
+const WHILE_DRAWING = 150; // milliseconds between two requests while a stroke is being drawn
+const RETRY = 2000; // milliseconds until a service that did not answer is asked again
+const WORDS = {
+  ok: (row) => `${percent(row.confidence)} sure`,
+  uncertain: (row) => `Not sure: ${percent(row.confidence)} is too little.`,
+  no_glyph: () => "No character to be seen: it is blank, too faint, or a pattern.",
+  several_glyphs: () => "Several characters: draw or show one at a time.",
+  failed: (row) => `This cannot be read: ${row.error}`,
+};
+
+const $ = (id) => document.getElementById(id);
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+// The token comes once, behind the address's #, which browsers send to nobody.
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) {
+  sessionStorage.setItem("token", given);
+  history.replaceState(null, "", location.pathname);
+}
+
+async function ask(path, options = {}) {
+  const token = sessionStorage.getItem("token");
+  const headers = { ...options.headers, ...(token && { authorization: `Bearer ${token}` }) };
+  return fetch(path, { ...options, headers });
+}
+
+const reason = async (answer) => {
+  try { return (await answer.json()).error; } catch { return `status ${answer.status}`; }
+};
+
+let waiting = false; // for an answer
+let again = false; // the paper changed meanwhile
+let last = 0; // when the last request went off
+let timer = 0; // of the next one
+
+const paper = new Paper($("paper"), (settled) => {
+  $("kept").textContent = "";
+  $("undo").disabled = $("clear").disabled = paper.empty;
+  clearTimeout(timer);
+  if (settled) read();
+  else timer = setTimeout(read, Math.max(0, last + WHILE_DRAWING - performance.now()));
+});
+
+async function read() {
+  if (waiting) { again = true; return; }
+  clearTimeout(timer);
+  if (paper.empty) return show(null, "Nothing drawn yet.");
+  waiting = true;
+  again = false;
+  last = performance.now();
+  try {
+    const query = new URLSearchParams({ saw: "true", top_k: "5" });
+    if ($("alphabet").value) query.set("alphabet", $("alphabet").value);
+    const body = await paper.blob();
+    const answer = await ask(`predict?${query}`, {
+      method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },
+    });
+    if (answer.ok || answer.status === 422) {
+      const [row] = await answer.json();
+      if (paper.empty) show(null, "Nothing drawn yet.");
+      else show(row, WORDS[row.status](row));
+    } else {
+      show(null, `The service refused: ${await reason(answer)}`);
+      if (answer.status === 503) timer = setTimeout(read, RETRY);
+    }
+  } catch {
+    show(null, "The service does not answer. It will be asked again.");
+    timer = setTimeout(read, RETRY);
+  } finally {
+    waiting = false;
+    document.body.dataset.answered = performance.now() - last;
+  }
+  if (again) read();
+}
+
+function show(row, words) {
+  if ($("words").textContent !== words) $("words").textContent = words;
+  const letter = row?.prediction ?? "";
+  if ($("letter").textContent !== letter) $("letter").textContent = letter;
+  $("bars").replaceChildren(...(row?.top_k ?? []).map(({ label, probability }) => {
+    const item = document.createElement("li");
+    const [name, bar, figure] = ["b", "div", "span"].map((tag) => document.createElement(tag));
+    name.textContent = label;
+    const fill = document.createElement("i");
+    fill.style.width = `${100 * probability}%`;
+    bar.append(fill);
+    figure.textContent = percent(probability);
+    item.append(name, bar, figure);
+    return item;
+  }));
+  $("saw-figure").hidden = !row?.saw;
+  if (row?.saw) $("saw").src = `data:image/png;base64,${row.saw}`;
+  $("correct").hidden = !collects || !row || row.status === "failed";
+  if (row?.top_k?.length) $("label").value = row.top_k[0].label;
+}
+
+let collects = false;
+
+async function describe() {
+  try {
+    const answer = await ask("model");
+    if (!answer.ok) {
+      show(null, `The service refused: ${await reason(answer)}`);
+      return;
+    }
+    const model = await answer.json();
+    collects = model.collect;
+    $("model").textContent = `${model.model}, which knows ${model.alphabet.join(" ")}`;
+    $("label").replaceChildren(...model.alphabet.map((name) => new Option(name, name)));
+  } catch {
+    setTimeout(describe, RETRY);
+  }
+}
+
+$("undo").addEventListener("click", () => paper.undo());
+$("clear").addEventListener("click", () => paper.clear());
+$("width").addEventListener("input", () => { paper.width = Number($("width").value); });
+$("alphabet").addEventListener("input", read);
+for (const id of ["file", "camera"]) {
+  $(id).addEventListener("change", () => {
+    if ($(id).files.length) paper.show($(id).files[0]);
+    $(id).value = ""; // the same picture may be chosen again
+  });
+}
+$("correct").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const label = $("label").value;
+  const body = await paper.blob();
+  try {
+    const answer = await ask(`collect?${new URLSearchParams({ label })}`, {
+      method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },
+    });
+    $("kept").textContent = answer.ok ? `Kept as ${label}.` : `Not kept: ${await reason(answer)}`;
+  } catch {
+    $("kept").textContent = "Not kept: the service does not answer.";
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.id !== "alphabet") {
+    event.preventDefault();
+    paper.undo();
+  }
+});
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) paper.show(file);
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("paper").classList.add("over");
+});
+document.addEventListener("dragleave", () => $("paper").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("paper").classList.remove("over");
+  const [file] = event.dataTransfer.files;
+  if (file) paper.show(file);
+});
+
+$("undo").disabled = $("clear").disabled = true;
+describe();

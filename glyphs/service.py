@@ -1,0 +1,729 @@
+"""`inference.py --serve`: a page to draw on, and an HTTP service that answers with the rows of `--output x.json`.
+
+    event loop: checks and reads requests -> threads: prepare pictures -> one thread: runs the network on what waits
+
+Pictures of requests that arrive while the network computes are its next batch: no request waits for others to come.
+Everything is bounded (`Limits`), and nothing that a request says becomes the path of a file.
+"""
+
+import base64
+import concurrent.futures
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import queue
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from asyncio import Future, TimerHandle, gather, get_running_loop
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import h11
+import numpy as np
+import prometheus_client
+import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from glyphs.cli import SIGNALS, one_line
+from glyphs.cpus import usable_cpus
+from glyphs.errors import ConfigError, PictureError
+from glyphs.files import replace_file
+from glyphs.predict import CHUNK, GlyphPredictor, Prepared, choose_columns
+from glyphs.preprocess import MAX_PIXELS, open_picture
+from glyphs.results import Prediction, json_row
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PAGE = Path(__file__).parent / "page"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SAFETY = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+AT_ONCE = 32  # images that the network sees at once: 128 are hardly faster for each, and later for the first
+DRAIN_SECONDS = 1.0  # for which a refused upload is still read, so that its sender comes to read the answer
+RETRY_SECONDS = "1"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service takes from its clients.
+
+    Attributes
+    ----------
+    body_bytes : of one request; more is answered with 413.
+    pictures : of one request; more is answered with 413.
+    requests : that are read and answered at once; more are answered with 503, as are those above `bytes_at_once`.
+    bytes_at_once : of all bodies that are read and answered at once.
+    connections : open at once; more are answered with 503.
+    head_seconds, body_seconds : in which the head and the body of a request must arrive, else 408.
+    stop_seconds : for which a service that was told to stop waits for answers under way.
+    """
+
+    body_bytes: int = 16 << 20
+    pictures: int = 64
+    requests: int = 128
+    bytes_at_once: int = 256 << 20
+    connections: int = 1000
+    head_seconds: float = 10.0
+    body_seconds: float = 20.0
+    stop_seconds: float = 30.0
+
+
+@dataclass
+class Job:
+    """Some pictures of one request: `future` gets a prediction and what the network saw for each, in order."""
+
+    predictor: GlyphPredictor
+    top_k: int
+    pictures: Sequence[tuple[str | None, bytes]]
+    future: "Future[list[Answer]]"
+    prepared: list[Prepared] = field(default_factory=list)
+
+
+Answer = tuple[Prediction, NDArray[np.uint8] | None]
+
+
+class Engine:
+    """Prepares pictures on threads, and runs the network in one thread on all that are ready."""
+
+    def __init__(self, predictor: GlyphPredictor, batches: prometheus_client.Histogram) -> None:
+        self.predictor = predictor
+        self.batches = batches
+        self.ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.pool = concurrent.futures.ThreadPoolExecutor(usable_cpus(), "prepare")
+        self.thread = threading.Thread(target=self.compute, name="network", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        self.ready.put(None)
+        self.thread.join()
+
+    def view(self, alphabet: str | None, min_confidence: float | None) -> GlyphPredictor:
+        """The predictor with a request's own options.  Raises ConfigError."""
+        view = copy.copy(self.predictor)
+        if alphabet is not None:
+            chosen = choose_columns(view.class_names, alphabet)
+            view.columns = [view.columns[column] for column in chosen]
+            view.class_names = [view.class_names[column] for column in chosen]
+        if min_confidence is not None:
+            view.min_confidence = min_confidence
+        return view
+
+    async def predict(
+        self, predictor: GlyphPredictor, top_k: int, pictures: Sequence[tuple[str | None, bytes]]
+    ) -> list[Answer]:
+        """The answer to each picture, in their order."""
+        loop = get_running_loop()
+        chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
+        jobs = [Job(predictor, top_k, chunk, loop.create_future()) for chunk in chunks]
+        for job in jobs:
+            self.pool.submit(self.prepare, job)
+        return [answer for answers in await gather(*(job.future for job in jobs)) for answer in answers]
+
+    def prepare(self, job: Job) -> None:
+        try:
+            job.prepared = [job.predictor.prepare(name, io.BytesIO(content)) for name, content in job.pictures]
+        except Exception as error:
+            settle([(job, error)])
+        else:
+            self.ready.put(job)
+
+    def compute(self) -> None:
+        while (job := self.ready.get()) is not None:
+            jobs: list[Job | None] = [job]
+            count = len(job.prepared)
+            with contextlib.suppress(queue.Empty):
+                while count < AT_ONCE and jobs[-1] is not None:
+                    jobs.append(self.ready.get_nowait())
+                    count += len(jobs[-1].prepared) if jobs[-1] else 0
+            batch = [each for each in jobs if each is not None]
+            try:
+                settle(self.answer(batch))
+            except Exception as error:
+                settle([(each, error) for each in batch])
+            if jobs[-1] is None:
+                return
+
+    def answer(self, jobs: Sequence[Job]) -> list[tuple[Job, list[Answer] | Exception]]:
+        """Run the network once; then every job ranks its own images' probabilities in its own alphabet."""
+        images = [prepared.pixels for job in jobs for prepared in job.prepared if prepared.pixels is not None]
+        if images:
+            self.batches.observe(len(images))
+            probabilities = self.predictor.network(np.stack(images)[:, None])
+        start = 0
+        answers: list[tuple[Job, list[Answer] | Exception]] = []
+        for job in jobs:
+            own = copy.copy(job.predictor)
+            stop = start + sum(prepared.pixels is not None for prepared in job.prepared)
+            if stop > start:
+                rows = probabilities[start:stop]
+                own.network = lambda _, rows=rows: rows  # type: ignore[misc]
+            answers.append((job, list(own.classify(job.prepared, job.top_k))))
+            start = stop
+        return answers
+
+
+def settle(results: Sequence[tuple[Job, list[Answer] | Exception]]) -> None:
+    """Hand results to their requests, from another thread, with one call a loop."""
+
+    def deliver() -> None:
+        for job, result in results:
+            if job.future.done():  # its request was cancelled
+                continue
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
+
+    results[0][0].future.get_loop().call_soon_threadsafe(deliver)
+
+
+class InMemoryParser(MultiPartParser):
+    """Starlette's parser, without its temporary files: the whole body is in memory already, and bounded."""
+
+    spool_max_size = sys.maxsize
+
+
+class Metrics:
+    """What `GET /metrics` tells, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        self.requests = prometheus_client.Counter(
+            "glyphs_requests", "Requests answered", ["path", "status"], registry=self.registry
+        )
+        self.pictures = prometheus_client.Counter(
+            "glyphs_pictures", "Pictures answered", ["status"], registry=self.registry
+        )
+        self.seconds = prometheus_client.Histogram(
+            "glyphs_request_seconds",
+            "From a request's head to its answer",
+            ["path"],
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20),
+            registry=self.registry,
+        )
+        self.batches = prometheus_client.Histogram(
+            "glyphs_batch_images",
+            "Images that the network saw at once",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.under_way = prometheus_client.Gauge(
+            "glyphs_requests_under_way", "Requests with pictures being read or answered", registry=self.registry
+        )
+
+
+class Service:
+    """The handlers of all paths; `app` is the ASGI application.
+
+    Parameters
+    ----------
+    model : facts about the model for `GET /model`.
+    top_k : likeliest classes of a request that does not say how many.
+    hosts : what a Host header may name; None lets any pass, where a token guards the service.
+    token : what every request but those for the page and `/health` must bring; None asks for none.
+    collect : the folder that corrected pictures are kept in; None keeps none.
+    """
+
+    def __init__(
+        self,
+        predictor: GlyphPredictor,
+        model: Mapping[str, Any],
+        *,
+        top_k: int = 5,
+        hosts: Sequence[str] | None = LOOPBACK,
+        token: str | None = None,
+        collect: Path | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.model = {
+            **model,
+            "alphabet": predictor.class_names,
+            "preprocess": predictor.mode,
+            "min_confidence": predictor.min_confidence,
+            "collect": collect is not None,
+            "limits": asdict(self.limits) | {"pixels": MAX_PIXELS},
+        }
+        self.top_k = top_k
+        self.collect_folder = collect
+        self.metrics = Metrics()
+        self.engine = Engine(predictor, self.metrics.batches)
+        self.under_way = 0
+        self.bytes_at_once = 0
+        routes = [
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/collect", self.collect, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/model", self.describe),
+            Route("/metrics", self.show_metrics),
+        ]
+        pages = {"/" if path.name == "index.html" else f"/{path.name}": path for path in sorted(PAGE.iterdir())}
+        routes += [Route(name, fixed(path)) for name, path in pages.items()]
+        handlers = {HTTPException: refuse, Exception: fail}
+        starlette = Starlette(routes=routes, exception_handlers=handlers)
+        starlette.router.redirect_slashes = False
+        self.app: ASGIApp = Guard(
+            starlette,
+            self.metrics,
+            paths=[route.path for route in routes],
+            open_paths={"/health", *pages},
+            hosts=hosts,
+            token=token,
+            drain_bytes=4 * self.limits.body_bytes,
+        )
+
+    async def predict(self, request: Request) -> Response:
+        """`POST /predict`: the rows of the pictures; 422 where not one of them could be read."""
+        query = request.query_params
+        top_k = number(query, "top_k", int, 1, 1000) or self.top_k
+        try:
+            view = self.engine.view(query.get("alphabet"), number(query, "min_confidence", float, 0, 1))
+        except ConfigError as error:
+            raise HTTPException(400, str(error)) from None
+        async with self.pictures(request) as pictures:
+            answers = await self.engine.predict(view, top_k, pictures)
+        for prediction, _ in answers:
+            self.metrics.pictures.labels(prediction.status).inc()
+        if query.get("saw") == "true":
+            rows = [json.dumps(prediction.to_dict() | {"saw": png(pixels)}).encode() for prediction, pixels in answers]
+        else:
+            rows = [json_row(prediction) for prediction, _ in answers]
+        status = 422 if all(prediction.status == "failed" for prediction, _ in answers) else 200
+        return Response(b"[\n" + b",\n".join(rows) + b"\n]\n", status, media_type="application/json")
+
+    async def collect(self, request: Request) -> Response:
+        """`POST /collect?label=A`: keep a picture, as PNG, in the folder of its class."""
+        if self.collect_folder is None:
+            raise HTTPException(404, "pictures are kept only with --collect")
+        names = self.engine.predictor.class_names
+        label = request.query_params.get("label", "")
+        name = next((name for name in (label, label.swapcase()) if name in names), None)
+        if name is None or Path(name).name != name or name == "..":
+            raise HTTPException(400, f"label: the model knows {' '.join(names)}")
+        async with self.pictures(request) as pictures:
+            [content] = [content for _, content in pictures[:1]]
+            path = self.collect_folder / name / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
+            try:
+                await anyio.to_thread.run_sync(keep, content, path)
+            except PictureError as error:
+                raise HTTPException(422, str(error)) from None
+        return JSONResponse({"kept": f"{name}/{path.name}"}, 201)
+
+    @contextlib.asynccontextmanager
+    async def pictures(self, request: Request) -> AsyncGenerator[list[tuple[str | None, bytes]], None]:
+        """A request's pictures and their names, which keep their place among those under way until the context ends.
+
+        Raises HTTPException for what is too large, too slow, too much at once, or no picture by its type.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        several = kind == "multipart/form-data"
+        if not several and kind != "application/octet-stream" and not kind.startswith("image/"):
+            said = f"{kind}: " if kind else ""
+            raise HTTPException(415, f"{said}send image/*, application/octet-stream or multipart/form-data")
+        limits = self.limits
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if announced.isdecimal() else limits.body_bytes
+        if size > limits.body_bytes:
+            raise HTTPException(413, f"the body has more than {limits.body_bytes:,} bytes")
+        if self.under_way >= limits.requests or self.bytes_at_once + size > limits.bytes_at_once:
+            raise HTTPException(503, "too many requests at once; try again", {"retry-after": RETRY_SECONDS})
+        self.under_way += 1
+        self.bytes_at_once += size
+        self.metrics.under_way.set(self.under_way)
+        try:
+            body = await self.read(request)
+            yield await split(body, request, limits.pictures) if several else [(None, body)]
+        finally:
+            self.under_way -= 1
+            self.bytes_at_once -= size
+            self.metrics.under_way.set(self.under_way)
+
+    async def read(self, request: Request) -> bytes:
+        chunks, size = [], 0
+        with anyio.move_on_after(self.limits.body_seconds) as scope:
+            try:
+                async for chunk in request.stream():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > self.limits.body_bytes:
+                        raise HTTPException(413, f"the body has more than {self.limits.body_bytes:,} bytes")
+            except ClientDisconnect:
+                raise HTTPException(400, "the body was cut off") from None
+        if scope.cancelled_caught:
+            raise HTTPException(408, f"the body did not arrive within {self.limits.body_seconds:g} seconds")
+        return b"".join(chunks)
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def describe(self, request: Request) -> Response:
+        return JSONResponse(self.model)
+
+    async def show_metrics(self, request: Request) -> Response:
+        content = prometheus_client.generate_latest(self.metrics.registry)
+        return Response(content, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def number(query: Mapping[str, str], name: str, kind: type[int] | type[float], low: float, high: float) -> Any:
+    """A number among a request's parameters, None where it is not there.  Raises HTTPException."""
+    if name not in query:
+        return None
+    with contextlib.suppress(ValueError):
+        value = kind(query[name])
+        if low <= value <= high:
+            return value
+    raise HTTPException(400, f"{name}: is not {'a whole' if kind is int else 'a'} number from {low} to {high}")
+
+
+async def split(body: bytes, request: Request, most: int) -> list[tuple[str | None, bytes]]:
+    """The files in a multipart body, with their names.  Raises HTTPException."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await InMemoryParser(request.headers, stream(), max_files=most, max_fields=most).parse()
+    except MultiPartException as error:
+        status = 413 if error.message.startswith("Too many files") else 400
+        raise HTTPException(status, error.message) from None
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not files:
+        raise HTTPException(400, "the form holds no file")
+    return [(file.filename, await file.read()) for file in files]
+
+
+def keep(content: bytes, path: Path) -> None:
+    """Write a picture as PNG, which leaves out where and when it was taken.  Raises PictureError and GlyphError."""
+    picture = open_picture(io.BytesIO(content))
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        picture = picture.convert("RGB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    plain = Image.new(picture.mode, picture.size)
+    plain.paste(picture)
+    if picture.mode == "P":
+        plain.putpalette(picture.getpalette() or [])
+    plain.save(file, "PNG")
+    replace_file(path, file.getvalue())
+
+
+def png(pixels: NDArray[np.uint8] | None) -> str | None:
+    """What the network saw, uint8 [28, 28], as a PNG file in base64."""
+    if pixels is None:
+        return None
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def fixed(path: Path) -> Any:
+    """A handler that answers with a file of the page, read once."""
+    content = path.read_bytes()
+
+    async def handler(request: Request) -> Response:
+        return Response(content, headers={"content-type": TYPES[path.suffix]})
+
+    return handler
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": one_line(error.detail)}, error.status_code, error.headers)
+
+
+async def fail(request: Request, error: Exception) -> Response:
+    """A bug, or a disk that is full: told here, not to the client."""
+    return JSONResponse({"error": "the service failed; its own output says why"}, 500)
+
+
+class Guard:
+    """Around the application: who may ask, what every answer carries, and what is counted."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        paths: Sequence[str],
+        open_paths: set[str],
+        hosts: Sequence[str] | None,
+        token: str | None,
+        drain_bytes: int,
+    ) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.paths = frozenset(paths)
+        self.open_paths = open_paths
+        self.hosts = hosts
+        self.token = token
+        self.drain_bytes = drain_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "neither lifespan nor websockets are served"
+        started = time.perf_counter()
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        all_read = "content-length" not in headers and "transfer-encoding" not in headers
+        path = scope["path"] if scope["path"] in self.paths else "other"
+
+        async def reading() -> Message:
+            nonlocal all_read
+            message = await receive()
+            all_read = not message.get("more_body", False)
+            return message
+
+        async def answering(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = dict(SAFETY)
+                if status >= 400:
+                    # What is left of the body must not pass for the next request.
+                    more["connection"] = "close"
+                    # A client that waits for our `100 Continue` must not get it; others send before they read.
+                    if not all_read and "expect" not in headers and status != 408:
+                        await self.drain(reading)
+                pairs = [(name.encode(), value.encode()) for name, value in more.items()]
+                message["headers"] = [*message.get("headers", ()), *pairs]
+                self.metrics.requests.labels(path, status).inc()
+                self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+            await send(message)
+
+        refusal = self.refusal(scope, headers)
+        try:
+            if refusal:
+                await refusal(scope, reading, answering)
+            else:
+                await self.app(scope, reading, answering)
+        except Exception:  # the answer is out: Starlette raises after it has called `fail`
+            traceback.print_exc()
+
+    def refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        """The answer to a request that is not looked at, if it is not."""
+        host = headers.get("host", "")
+        try:
+            name = urlsplit(f"//{host}").hostname
+            origin = urlsplit(headers["origin"]).netloc if "origin" in headers else host
+        except ValueError:
+            name = origin = None
+        if self.hosts is not None and name not in self.hosts:
+            # A foreign page whose name was made to lead here (DNS rebinding) still sends that name.
+            return error_response(403, "the Host header names another host than this one; use http://127.0.0.1")
+        if origin != host or headers.get("sec-fetch-site") == "cross-site":
+            if scope["method"] == "GET" and scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate":
+                return None  # a link to the page
+            return error_response(403, "pages of other sites may not use this service")
+        if scope["method"] != "POST" and (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers):
+            return error_response(400, f"{scope['method']} takes no body")
+        if self.token is not None and scope["path"] not in self.open_paths:
+            given = headers.get("authorization", "").removeprefix("Bearer ")
+            if not secrets.compare_digest(given.encode(), self.token.encode()):
+                return error_response(401, "send the header `Authorization: Bearer TOKEN`")
+        return None
+
+    async def drain(self, receive: Receive) -> None:
+        size, more = 0, True
+        with anyio.move_on_after(DRAIN_SECONDS):
+            while more and size < self.drain_bytes:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+
+
+def error_response(status: int, text: str) -> Response:
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"error": text}, status, headers)
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, which waits for ever for the head of a request, with an end to that."""
+
+    head_seconds = Limits.head_seconds
+    timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stop_timer()
+        super().connection_lost(exc)
+
+    def watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self.stop_timer()
+        elif self.timer is None:
+            self.timer = self.loop.call_later(self.head_seconds, self.give_up)
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def give_up(self) -> None:
+        self.timer = None
+        if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE and not self.transport.is_closing():
+            content = b'{"error":"the head of the request did not arrive in time"}'
+            headers = [("content-type", "application/json"), ("content-length", str(len(content)))]
+            events = (h11.Response(status_code=408, headers=[*headers, ("connection", "close")]), h11.Data(content))
+            for event in (*events, h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with our signals: the first ends the service when all is answered, then has its usual effect."""
+
+    stopped_by: int | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        theirs = {
+            signum: signal.signal(signum, self.handle_exit)
+            for signum in SIGNALS
+            if signal.getsignal(signum) is not signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for signum, handler in theirs.items():
+                signal.signal(signum, handler)
+        if self.stopped_by is not None:
+            signal.raise_signal(self.stopped_by)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.stopped_by is None:
+            self.stopped_by = sig
+        super().handle_exit(sig, frame)
+
+
+def serve(
+    predictor: GlyphPredictor,
+    model: Path,
+    host: str = LOOPBACK[0],
+    port: int = 8000,
+    *,
+    top_k: int = 5,
+    token: str | None = None,
+    collect: Path | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve until a signal comes; prints the page's address on stderr.
+
+    A host that others can reach is served only with a token, which is made up where none is given.
+
+    Raises
+    ------
+    ConfigError : the address cannot be listened on, or the folder cannot be made.
+    """
+    limits = limits or Limits()
+    open_to_others = host not in LOOPBACK
+    if open_to_others and token is None:
+        token = secrets.token_urlsafe(16)
+    if collect is not None:
+        try:
+            collect.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--collect {collect}: cannot be made ({error.strerror})") from None
+    try:
+        [(family, *_), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listener = socket.create_server((host, port), family=family, backlog=limits.connections)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another") from None
+    service = Service(
+        predictor,
+        {"model": model.name, **stored_facts(model)},
+        top_k=top_k,
+        hosts=None if open_to_others else LOOPBACK,
+        token=token,
+        collect=collect,
+        limits=limits,
+    )
+    config = uvicorn.Config(
+        service.app,
+        http=type("LimitedProtocol", (Protocol,), {"head_seconds": limits.head_seconds}),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        backlog=limits.connections,
+        timeout_graceful_shutdown=int(limits.stop_seconds),
+    )
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listener.getsockname()[1]}/" + (f"#token={token}" if token else "")
+    print(f"serving on {address} until Ctrl-C", file=sys.stderr, flush=True)
+    if open_to_others:
+        print("others can reach this address: who knows the token can use the service, unencrypted", file=sys.stderr)
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        service.engine.close()
+        total = sum(
+            sample.value
+            for metric in service.metrics.requests.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        )
+        print(f"answered {total:,.0f} requests", file=sys.stderr)
+
+
+def stored_facts(model: Path) -> dict[str, Any]:
+    """What a model's file says of itself, but for its settings, which name folders: its classes and its figures."""
+    if model.suffix.lower() == ".onnx":
+        import onnxruntime
+
+        metadata = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).get_modelmeta()
+        known = metadata.custom_metadata_map
+        return {"classes": json.loads(known["class_names"]), "metrics": json.loads(known.get("metrics", "{}"))}
+    from glyphs.checkpoint import load_checkpoint
+
+    content = load_checkpoint(model)
+    return {"classes": content["class_names"], "metrics": content["metrics"]}

@@ -1,0 +1,201 @@
+"""The page in a real browser, which these tests need: Chromium and its driver."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service as DriverService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.conftest import ROOT
+from tests.test_service import Running, running
+
+BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not BROWSER or not DRIVER, reason="no browser: install Debian's chromium and chromium-driver, or the like"
+)
+
+SEVEN = [(-90, -100), (90, -100), (-10, 110)]
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # which root in a container needs
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+class Page:
+    """A browser that shows the page of a service."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def __getitem__(self, name: str) -> WebElement:
+        return self.driver.find_element(By.ID, name)
+
+    def wait(self, happens: Callable[[], object], seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not happens():
+            assert time.monotonic() < deadline, self["answer"].text
+            time.sleep(0.02)
+
+    def draw(self, corners: list[tuple[int, int]], scale: float = 1) -> None:
+        """Draw a stroke through corners, in pixels from the paper's middle."""
+        pen = ActionChains(self.driver, duration=30)
+        (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in corners]
+        pen.move_to_element_with_offset(self["paper"], x, y).click_and_hold()
+        for to_x, to_y in others:
+            pen.move_by_offset(to_x - x, to_y - y)
+            x, y = to_x, to_y
+        pen.release().perform()
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def service(kept: Path) -> Iterator[Running]:
+    model = ROOT / "pretrained" / "glyphs47.pth"
+    with running("inference.py", "--serve", "--port", 0, "--model", model, "--collect", kept) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, DriverService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, service: Running) -> Iterator[Page]:
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.set_window_size(1100, 900)
+    browser.get(f"http://127.0.0.1:{service.port}/")
+    page = Page(browser)
+    page.wait(lambda: "glyphs47" in page["model"].text)
+    page.errors()
+    yield page
+    assert page.errors() == []  # nothing that the content security policy stopped, either
+
+
+def test_a_drawn_digit_is_read_while_it_is_drawn(page: Page) -> None:
+    assert "Nothing drawn" in page["answer"].text
+    page.draw(SEVEN)
+    page.wait(lambda: page["letter"].text == "7")
+    assert re.fullmatch(r"[\d.]+ % sure", page["words"].text)
+    bars = page["bars"].find_elements(By.TAG_NAME, "li")
+    assert len(bars) == 5
+    assert bars[0].text.split()[0] == "7"
+    assert page.driver.execute_script("return document.getElementById('saw').naturalWidth") == 28
+    assert page["answer"].get_attribute("aria-live") == "polite"
+    page["undo"].click()
+    page.wait(lambda: "Nothing drawn" in page["answer"].text)
+    assert not page["undo"].is_enabled()
+
+
+def test_plain_words_where_there_is_no_answer(page: Page) -> None:
+    page.draw([(-150, -80), (-150, 80)])
+    page.draw([(0, -80), (0, 80)])
+    page.draw([(150, -80), (150, 80)])
+    page.wait(lambda: "Several characters" in page["words"].text)
+    assert page["letter"].text == ""
+    page["clear"].click()
+    page.wait(lambda: "Nothing drawn" in page["words"].text)
+
+
+def test_an_alphabet_narrows_the_answer(page: Page) -> None:
+    page.draw([(0, -110), (0, 110)])
+    page.wait(lambda: page["letter"].text != "")
+    page["alphabet"].send_keys("ab")
+    page.wait(lambda: len(page["bars"].find_elements(By.TAG_NAME, "li")) == 2)
+    page["alphabet"].send_keys("!")
+    page.wait(lambda: "the model does not know '!'" in page["words"].text)
+    assert any("400" in error for error in page.errors())
+
+
+def test_a_picture_is_chosen_and_a_correction_kept(page: Page, kept: Path, tmp_path: Path) -> None:
+    from tests.small import draw_glyph
+
+    draw_glyph(5).resize((300, 300)).save(tmp_path / "picture.webp")
+    page["file"].send_keys(str(tmp_path / "picture.webp"))
+    page.wait(lambda: page["correct"].is_displayed())
+    page["label"].send_keys("L")
+    page["keep"].click()
+    page.wait(lambda: page["kept"].text == "Kept as L.")
+    assert len(list((kept / "L").glob("*.png"))) == 1
+    (tmp_path / "text.png").write_text("no picture")
+    page["file"].send_keys(str(tmp_path / "text.png"))
+    page.wait(lambda: "This cannot be read" in page["words"].text)
+    assert any("422" in error for error in page.errors())
+
+
+def test_the_keyboard_alone_draws_and_clears(page: Page) -> None:
+    for _ in range(3):
+        if page.driver.switch_to.active_element.get_attribute("id") == "paper":
+            break
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+    pen = page.driver.switch_to.active_element
+    assert pen.get_attribute("id") == "paper"
+    pen.send_keys(
+        *[Keys.ARROW_UP] * 7, *[Keys.ARROW_LEFT] * 5, " ", *[Keys.ARROW_DOWN] * 14, *[Keys.ARROW_RIGHT] * 8, " "
+    )
+    page.wait(lambda: page["letter"].text == "L")
+    pen.send_keys(Keys.DELETE)
+    page.wait(lambda: "Nothing drawn" in page["words"].text)
+
+
+def test_a_phone_shows_all_of_it(page: Page) -> None:
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
+    page.draw(SEVEN, 0.8)
+    page.wait(lambda: page["letter"].text == "7")
+    for name in ("undo", "clear"):
+        assert page[name].size["height"] >= 44  # a finger's width
+
+
+def test_a_service_that_went_away_is_told_and_found_again(browser: webdriver.Chrome, service: Running) -> None:
+    model = ROOT / "pretrained" / "glyphs47.pth"
+    with running("inference.py", "--serve", "--port", 0, "--model", model) as first:
+        browser.get(f"http://127.0.0.1:{first.port}/")
+        page = Page(browser)
+        page.wait(lambda: "glyphs47" in page["model"].text)
+    page.draw(SEVEN)
+    page.wait(lambda: "does not answer" in page["words"].text)
+    with running("inference.py", "--serve", "--port", first.port, "--model", model):
+        page.wait(lambda: page["letter"].text == "7")
+
+
+def test_a_token_comes_with_the_address_and_leaves_it(browser: webdriver.Chrome) -> None:
+    model = ROOT / "pretrained" / "glyphs47.pth"
+    with running("inference.py", "--serve", "--port", 0, "--model", model, "--token", "secret") as service:
+        page = Page(browser)
+        browser.get(f"http://127.0.0.1:{service.port}/")
+        page.wait(lambda: "Authorization" in page["words"].text)
+        browser.get("about:blank")
+        browser.get(f"http://127.0.0.1:{service.port}/#token=secret")
+        page.wait(lambda: "glyphs47" in page["model"].text)
+        assert "secret" not in browser.current_url
+        page.draw(SEVEN)
+        page.wait(lambda: page["letter"].text == "7")

@@ -1,0 +1,554 @@
+"""The service, as a process of its own that clients talk to over loopback."""
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import inference
+from glyphs.service import Limits
+from tests.conftest import ROOT, refused
+from tests.small import NAMES, draw_glyph, save_small_onnx
+
+PNG = "image/png"
+DOCUMENT = ROOT / "docs" / "SERVICE.md"
+POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+
+
+@dataclass
+class Running:
+    """A service that runs, where it listens, and what it may ask of its clients."""
+
+    process: subprocess.Popen[str]
+    port: int
+    said: str
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, body (decoded where it is JSON) and headers, names in lower case."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, json.loads(content) if names["content-type"] == "application/json" else content, names
+
+    def predict(self, body: bytes, query: str = "", kind: str = PNG) -> tuple[int, Any, dict[str, str]]:
+        return self.ask("POST", f"/predict{query}", body, {"content-type": kind})
+
+    def raw(self, sent: bytes, half_close: bool = False) -> bytes:
+        """All that comes back for these bytes, until the service closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            connection.sendall(sent)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@contextlib.contextmanager
+def running(*command: object) -> Iterator[Running]:
+    """Start a service and wait until it says where it listens."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    try:
+        said = process.stderr.readline()
+        found = re.search(r"serving on http://[^:]+:(\d+)/", said)
+        assert found, said + process.stderr.read()
+        yield Running(process, int(found[1]), said)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def limited(model: Path, **limits: float) -> contextlib.AbstractContextManager[Running]:
+    """A service with limits of its own, started as `inference.py` starts it."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from glyphs.cli import run
+        from glyphs.predict import GlyphPredictor
+        from glyphs.service import Limits, serve
+        model = Path({str(model)!r})
+        sys.exit(run(lambda: serve(GlyphPredictor(model), model, port=0, limits=Limits(**{limits!r}))))
+    """
+    return running("-c", textwrap.dedent(code))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_onnx(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("collect") / "kept"
+
+
+@pytest.fixture(scope="module")
+def service(model: Path, kept: Path) -> Iterator[Running]:
+    with running("inference.py", "--serve", "--port", 0, "--model", model, "--collect", kept) as process:
+        yield process
+
+
+def png(number: int = 0) -> bytes:
+    file = io.BytesIO()
+    draw_glyph(number).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """The head of a PNG picture of 50,000 x 50,000 pixels, and a little of its data."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+
+
+def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
+    """A multipart body of named files, and its content type."""
+    head = 'Content-Disposition: form-data; name="picture"; filename="{}"\r\nContent-Type: image/png\r\n\r\n'
+    parts = [b"--limit\r\n" + head.format(name).encode() + content + b"\r\n" for name, content in files]
+    return b"".join(parts) + b"--limit--\r\n", "multipart/form-data; boundary=limit"
+
+
+def test_rows_are_those_of_inference(service: Running, model: Path, tmp_path: Path) -> None:
+    pictures = {f"{number}.png": png(number) for number in range(6)} | {"blank.png": b"", "text.png": b"no picture"}
+    blank = io.BytesIO()
+    Image.new("L", (50, 50), 255).save(blank, "PNG")
+    pictures["blank.png"] = blank.getvalue()
+    for name, content in pictures.items():
+        (tmp_path / name).write_bytes(content)
+    output = tmp_path / "out.json"
+    names = [str(tmp_path / name) for name in pictures]
+    options = ["--alphabet", "0123456789c", "--min-confidence", "0.17", "--top-k", "3"]
+    inference.main(["--model", str(model), "--image", *names, "--output", str(output), *options])
+    expected = json.loads(output.read_text(encoding="utf-8"))
+    assert {row["status"] for row in expected} >= {"ok", "uncertain", "no_glyph", "failed"}
+    body, kind = form(*pictures.items())
+    status, rows, _ = service.predict(body, "?alphabet=0123456789c&min_confidence=0.17&top_k=3", kind)
+    assert status == 200
+    assert [row["file"] for row in rows] == list(pictures)
+    for row, other in zip(rows, expected, strict=True):
+        assert list(row) == list(other)
+        if row["status"] == "failed":
+            row["error"] = row["error"].replace("the picture", other["file"])
+        assert row | {"file": None} == other | {"file": None}
+
+
+def test_one_picture_is_the_body(service: Running) -> None:
+    for kind in (PNG, "application/octet-stream", "image/x-anything; q=1"):
+        status, [row], _ = service.predict(png(), kind=kind)
+        assert (status, row["file"], row["status"], len(row["top_k"])) == (200, None, "ok", 5)
+
+
+def test_what_the_network_saw_is_given_back(service: Running) -> None:
+    import base64
+
+    _, [row], _ = service.predict(png(), "?saw=true")
+    with Image.open(io.BytesIO(base64.b64decode(row["saw"]))) as saw:
+        assert saw.size == (28, 28)
+        assert max(saw.tobytes()) > 200
+    _, [row], _ = service.predict(b"nothing", "?saw=true")
+    assert row["saw"] is None
+
+
+@pytest.mark.parametrize("body", [b"", b"no picture", png()[:60]])
+def test_a_lone_picture_that_cannot_be_read_is_a_422_with_its_row(service: Running, body: bytes) -> None:
+    status, [row], _ = service.predict(body)
+    assert (status, row["status"]) == (422, "failed")
+    assert row["error"].startswith("the picture: is ")
+
+
+def test_too_many_pixels(service: Running) -> None:
+    status, [row], _ = service.predict(bomb())
+    assert (status, row["status"]) == (422, "failed")
+    assert "50,000 x 50,000 pixels" in row["error"] or "more than 80,000,000 pixels" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("query", "fact"),
+    [
+        ("?top_k=0", "top_k: is not a whole number from 1"),
+        ("?top_k=x", "top_k"),
+        ("?min_confidence=2", "min_confidence: is not a number from 0 to 1"),
+        ("?min_confidence=nan", "min_confidence"),
+        ("?alphabet=%C3%A9", "the model does not know 'é'"),
+        ("?alphabet=", "alphabet: is empty"),
+    ],
+)
+def test_wrong_parameters_are_a_400(service: Running, query: str, fact: str) -> None:
+    status, answer, headers = service.predict(png(), query)
+    assert status == 400
+    assert fact in answer["error"]
+    assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/json", "imagery/png"])
+def test_unknown_content_is_a_415(service: Running, kind: str) -> None:
+    assert service.predict(png(), kind=kind)[0] == 415
+
+
+def test_a_form_must_hold_files_and_be_whole(service: Running) -> None:
+    body, kind = form(("a.png", png()))
+    assert service.predict(b"--limit--\r\n", kind=kind)[0] == 400
+    assert service.predict(body[:-30], kind=kind)[0] in (400, 422)
+    assert service.predict(body, kind="multipart/form-data")[0] == 400
+    assert service.predict(os.urandom(1000), kind=kind)[0] == 400
+
+
+def test_too_many_pictures_are_a_413(service: Running) -> None:
+    body, kind = form(*[(f"{number}.png", png(number % 10)) for number in range(64)])
+    status, rows, _ = service.predict(body, kind=kind)
+    assert (status, len(rows)) == (200, 64)
+    body, kind = form(*[(f"{number}.png", png()) for number in range(65)])
+    assert service.predict(body, kind=kind)[0] == 413
+
+
+def test_other_paths_and_methods(service: Running) -> None:
+    for path in ("/nothing", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/service.py", "//", "/health/"):
+        status, answer, _ = service.ask("GET", path)
+        assert (status, list(answer)) == (404, ["error"]), path
+    assert service.ask("GET", "/predict")[0] == 405
+    assert service.ask("GET", "/health", b"x" * 10)[0] == 400
+
+
+def test_health_model_and_openapi(service: Running) -> None:
+    assert service.ask("GET", "/health")[:2] == (200, {"status": "ok"})
+    status, facts, _ = service.ask("GET", "/model")
+    assert (status, facts["model"], facts["classes"], facts["collect"]) == (200, "model.onnx", NAMES, True)
+    assert facts["limits"]["body_bytes"] == 16 << 20
+    _, described, _ = service.ask("GET", "/openapi.json")
+    assert set(described["paths"]) == {"/predict", "/collect", "/health", "/model", "/metrics"}
+    parameters = {each["name"] for each in described["paths"]["/predict"]["post"]["parameters"]}
+    assert parameters == {"top_k", "alphabet", "min_confidence", "saw"}
+    row = described["components"]["schemas"]["Row"]["properties"]
+    assert set(service.predict(png(), "?saw=true")[1][0]) == set(row)
+    answers = {int(status) for status in described["paths"]["/predict"]["post"]["responses"]}
+    assert answers == {200, 400, 401, 403, 408, 413, 415, 422, 503}
+
+
+def test_metrics_count_what_was_answered(service: Running) -> None:
+    def value(name: str) -> float:
+        text = service.ask("GET", "/metrics")[1].decode()
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0
+
+    counted = 'glyphs_pictures_total{status="ok"}', 'glyphs_requests_total{path="/predict",status="200"}'
+    before = [value(name) for name in counted]
+    body, kind = form(("a.png", png()), ("b.png", png(1)))
+    service.predict(body, kind=kind)
+    assert [value(name) for name in counted] == [before[0] + 2, before[1] + 1]
+    service.ask("GET", "/no/such/path")
+    assert value('glyphs_requests_total{path="other",status="404"}') > 0
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "["])
+def test_other_hosts_are_refused(service: Running, host: str) -> None:
+    for method, path in (("GET", "/"), ("GET", "/model"), ("POST", "/predict")):
+        status, _, _ = service.ask(method, path, png() if method == "POST" else None, {"host": host})
+        assert status in (400, 403)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:99", "[::1]:8000", "LOCALHOST:1"])
+def test_names_of_this_machine_are_hosts(service: Running, host: str) -> None:
+    assert service.ask("GET", "/health", headers={"host": host})[0] == 200
+
+
+def test_foreign_pages_are_refused(service: Running) -> None:
+    own = f"127.0.0.1:{service.port}"
+    for origin, status in (
+        (f"http://{own}", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+        (f"http://{own}1", 403),
+    ):
+        headers = {"content-type": PNG, "origin": origin}
+        assert service.ask("POST", "/predict", png(), headers)[0] == status, origin
+    foreign = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert service.ask("GET", "/model", headers=foreign)[0] == 403
+    assert service.ask("GET", "/", headers=foreign | {"sec-fetch-mode": "navigate"})[0] == 200  # a link
+
+
+def test_the_page_asks_nothing_of_other_hosts(service: Running) -> None:
+    status, page, headers = service.ask("GET", "/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert "access-control-allow-origin" not in headers
+    for name in re.findall(r'(?:src|href)="([^"]+)"', page.decode()):
+        status, content, _ = service.ask("GET", f"/{name}")
+        assert status == 200, name
+        assert b"https:" not in content
+        assert b"http:" not in content.replace(b"http://www.w3.org/2000/svg", b"")
+
+
+def test_corrected_pictures_are_kept_in_folders_of_classes(service: Running, kept: Path) -> None:
+    headers = {"content-type": PNG}
+    status, answer, _ = service.ask("POST", "/collect?label=7", png(), headers)
+    assert status == 201
+    [path] = (kept / "7").iterdir()
+    assert answer == {"kept": f"7/{path.name}"}
+    with Image.open(path) as picture:
+        assert picture.convert("L").tobytes() == draw_glyph().tobytes()
+    assert service.ask("POST", "/collect?label=c", png(1), headers)[0] == 201  # the model's C
+    assert sorted(each.name for each in kept.iterdir()) == ["7", "C"]
+    for label in ("", "..", "%2e%2e%2f7", "/", "AB", "7%00"):
+        assert service.ask("POST", f"/collect?label={label}", png(), headers)[0] == 400, label
+    assert service.ask("POST", "/collect?label=7", b"no picture", headers)[0] == 422
+    assert sorted(each.name for each in kept.rglob("*.*")) == sorted(each.name for each in kept.rglob("*.png"))
+    assert len(list(kept.rglob("*.png"))) == 2
+
+
+def test_what_is_not_http_is_answered_and_forgotten(service: Running) -> None:
+    huge = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 400_000 + b"\r\n\r\n"
+    for sent in (b"\x16\x03\x01" + bytes(range(256)), b"GET / HTTP/9\r\n\r\n", huge):
+        try:
+            assert service.raw(sent + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        except ConnectionResetError:  # it closed while we still sent
+            assert sent is huge
+    for length in (b"-1", b"x", b"5, 6", b"99999999999999999999999"):
+        head = POST + b"Content-Length: "
+        assert service.raw(head + length + b"\r\n\r\n", half_close=True)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413")
+    cut = POST + b"Content-Length: 1000\r\n\r\n" + png()
+    service.raw(cut[:300], half_close=True)
+    assert service.ask("GET", "/health")[0] == 200
+
+
+def test_large_bodies_are_a_413(model: Path) -> None:
+    with limited(model, body_bytes=5000, pictures=2) as service:
+        assert service.predict(png())[0] == 200
+        assert service.predict(bytes(5001))[0] == 413
+        chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+        sent = chunked + b"".join(b"800\r\n" + bytes(0x800) + b"\r\n" for _ in range(3)) + b"0\r\n\r\n"
+        assert service.raw(sent).startswith(b"HTTP/1.1 413 ")
+        waits = POST + b"Expect: 100-continue\r\nContent-Length: 9999\r\n\r\n"
+        assert service.raw(waits).startswith(b"HTTP/1.1 413 ")  # and no `100 Continue` before
+
+
+def test_slow_clients_get_a_408(model: Path) -> None:
+    with limited(model, head_seconds=0.3, body_seconds=0.3) as service:
+        head = POST + b"Content-Length: 100\r\n\r\n"
+        assert service.raw(head).startswith(b"HTTP/1.1 408 ")
+        assert service.raw(b"GET /health HT").startswith(b"HTTP/1.1 408 ")
+        assert service.raw(b"").startswith(b"HTTP/1.1 408 ")
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+        with contextlib.closing(connection):
+            for _ in range(3):  # who comes back in time keeps the connection
+                connection.request("GET", "/health")
+                assert connection.getresponse().read() == b'{"status":"ok"}'
+                time.sleep(0.4)
+            assert connection.sock is not None
+
+
+def test_too_many_at_once_are_a_503(model: Path) -> None:
+    head = POST + b"Content-Length: %d\r\n\r\n"
+    with limited(model, requests=2, bytes_at_once=10_000) as service, contextlib.ExitStack() as stack:
+        status, answer, headers = service.predict(bytes(10_001))
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "try again" in answer["error"]
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(2)]
+        for each in waiting:
+            each.sendall(head % len(png()))
+        deadline = time.monotonic() + 10
+        while service.predict(png())[0] != 503:
+            assert time.monotonic() < deadline
+        assert service.ask("GET", "/health")[0] == 200
+        for each in waiting:
+            each.sendall(png())
+            assert each.recv(12) == b"HTTP/1.1 200"
+        while service.predict(png())[0] != 200:
+            assert time.monotonic() < deadline
+
+
+def test_requests_that_come_together_get_their_own_answers(service: Running) -> None:
+    queries = ["?alphabet=0123", "?alphabet=ABCD", "?top_k=2", "?min_confidence=1"]
+    alone = {(number, query): service.predict(png(number), query)[1] for number in range(10) for query in queries}
+    assert len({json.dumps(rows) for rows in alone.values()}) > 20
+    wanted = list(alone) * 5
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda each: service.predict(png(each[0]), each[1])[1], wanted))
+    for (number, query), rows in zip(wanted, found, strict=True):
+        for row, other in zip(rows, alone[number, query], strict=True):
+            assert (row["status"], row["prediction"]) == (other["status"], other["prediction"])
+            assert row["confidence"] == pytest.approx(other["confidence"], abs=1e-5)
+            assert [each["label"] for each in row["top_k"]] == [each["label"] for each in other["top_k"]]
+
+
+def test_a_bug_shows_nothing_to_the_client(model: Path) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        from glyphs.cli import run
+        from glyphs.predict import GlyphPredictor
+        from glyphs.service import serve
+        model = Path({str(model)!r})
+        predictor = GlyphPredictor(model)
+        def network(images):
+            raise RuntimeError("a secret")
+        predictor.network = network
+        sys.exit(run(lambda: serve(predictor, model, port=0)))
+    """
+    with running("-c", textwrap.dedent(code)) as service:
+        status, answer, _ = service.predict(png())
+        assert (status, answer) == (500, {"error": "the service failed; its own output says why"})
+        assert service.predict(b"no picture")[0] == 422  # it goes on
+        service.process.send_signal(signal.SIGTERM)
+        _, said = service.process.communicate(timeout=30)
+    assert "a secret" in said
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_signals_finish_what_is_under_way(model: Path, signum: signal.Signals, status: int) -> None:
+    with running("inference.py", "--serve", "--port", 0, "--model", model) as service:
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(png()))
+            while b"glyphs_requests_under_way 1.0" not in service.ask("GET", "/metrics")[1]:
+                pass
+            service.process.send_signal(signum)
+            deadline = time.monotonic() + 10
+            with contextlib.suppress(ConnectionRefusedError):
+                while time.monotonic() < deadline:
+                    socket.create_connection(("127.0.0.1", service.port)).close()
+            connection.sendall(png())
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        _, said = service.process.communicate(timeout=30)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b'"status": "ok"' in answer
+    assert (service.process.returncode, said.splitlines()[-1]) == (status, f"stopped by {signum.name}")
+    assert "answered" in said
+
+
+def test_a_stop_under_load_loses_no_request_that_was_taken(model: Path) -> None:
+    answered = []
+
+    def client(service: Running) -> None:
+        while True:
+            try:
+                status, rows, _ = service.predict(png())
+            except (ConnectionError, http.client.HTTPException):
+                return
+            assert status == 200
+            answered.append(rows[0]["prediction"])
+
+    with running("inference.py", "--serve", "--port", 0, "--model", model) as service:
+        threads = [threading.Thread(target=client, args=(service,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 20
+        while len(answered) < 50 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(timeout=30)
+        _, said = service.process.communicate(timeout=30)
+    assert service.process.returncode == 143
+    assert len(answered) >= 50
+    assert f"answered {len(answered):,} requests" in said
+
+
+def test_other_machines_need_a_token(model: Path) -> None:
+    with running("inference.py", "--serve", "--port", 0, "--model", model, "--host", "0.0.0.0") as service:
+        found = re.search(r"#token=(\S{20,})", service.said)
+        assert found, service.said
+        given = {"authorization": f"Bearer {found[1]}", "content-type": PNG, "host": "any.example"}
+        assert service.ask("GET", "/", headers={"host": "any.example"})[0] == 200
+        assert service.ask("GET", "/health", headers={"host": "any.example"})[0] == 200
+        for path in ("/model", "/metrics"):
+            assert service.ask("GET", path)[0] == 401
+            assert service.ask("GET", path, headers=given)[0] == 200
+        assert service.ask("POST", "/predict", png(), given)[0] == 200
+        for wrong in ("Bearer wrong", "", "Bearer \xe9"):
+            assert service.ask("POST", "/predict", png(), given | {"authorization": wrong})[0] == 401
+        assert service.ask("POST", "/collect?label=7", png(), given)[0] == 404
+
+
+def test_the_service_does_not_load_torch(model: Path) -> None:
+    code = "import sys, glyphs.service\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_wrong_flags_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serve = ["--serve", "--model", str(model)]
+    for arguments, fact in (
+        (["--image", "a.png", "--port", "1"], "--port is for --serve"),
+        ([*serve, "--output", "x.json"], "leave out --output"),
+        ([*serve, "--text"], "leave out --text"),
+        ([*serve, "--port", "70000"], "--port"),
+        ([*serve, "--image", "a.png"], "not allowed with"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            inference.main(arguments)
+        assert caught.value.code == 2
+        assert fact in capsys.readouterr().err
+    from glyphs.errors import ConfigError
+
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with refused(ConfigError, "--port", port, "in use"):
+            inference.main([*serve, "--port", str(port)])
+    with refused(ConfigError, "--host no.such.host.invalid"):
+        inference.main([*serve, "--host", "no.such.host.invalid"])
+    with refused(ConfigError, "--collect", tmp_path / "file"):
+        inference.main([*serve, "--collect", str(tmp_path / "file")])
+
+
+def test_the_examples_of_the_document_run(
+    service: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(["test.png", "a.png", "b.png"]):
+        draw_glyph(number).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    text = DOCUMENT.read_text(encoding="utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
+    [python] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(python, DOCUMENT.name, "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.startswith("ok ")
+    commands = re.findall(r"^curl .*", text, re.MULTILINE)
+    assert len(commands) == 3
+    if not shutil.which("curl"):
+        pytest.skip("no curl to run the examples with")
+    answers = [
+        json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+        for command in commands
+    ]
+    assert [row["file"] for row in answers[1]] == ["a.png", "b.png"]
+    assert len(answers[0][0]["top_k"]) == 3
+    assert answers[2] == {"status": "ok"}
+
+
+def test_the_document_states_the_limits() -> None:
+    limits, text = Limits(), DOCUMENT.read_text(encoding="utf-8")
+    for fact in (
+        f"{limits.body_bytes >> 20} MiB, or the form more than {limits.pictures} pictures",
+        f"within {limits.head_seconds:g} seconds, or the body within {limits.body_seconds:g}",
+        f"more than {limits.requests} requests, or {limits.bytes_at_once >> 20} MiB of bodies",
+        f"Above {limits.connections:,} connections",
+        f"(for {limits.stop_seconds:g} seconds at most)",
+    ):
+        assert fact in text
