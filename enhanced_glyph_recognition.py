@@ -18,26 +18,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, import_public, launched, run, silence
+from glyphs.commands.settings import add_settings, given_settings, import_public
 from glyphs.config import Config, read_config
 from glyphs.errors import CheckpointError, ConfigError
+from glyphs.process import launched, run, silence
 
 if TYPE_CHECKING:
     import torch
 
-    from glyphs.data import DataLoaders, TensorLoader
+    from glyphs.data.loaders import DataLoaders, TensorLoader
     from glyphs.model import EnhancedGlyphCNN, ViewAverage
 
 # `from enhanced_glyph_recognition import Trainer` and the like, each imported when it is first asked for (PEP 562).
 PUBLIC_NAMES = {
     "DepthwiseSeparableConv": "glyphs.model",
-    "EarlyStopping": "glyphs.train",
+    "EarlyStopping": "glyphs.training.early_stopping",
     "EnhancedGlyphCNN": "glyphs.model",
-    "Evaluator": "glyphs.evaluate",
-    "LRFinder": "glyphs.lr_finder",
+    "Evaluator": "glyphs.evaluation.evaluator",
+    "LRFinder": "glyphs.training.lr_finder",
     "ResidualBlock": "glyphs.model",
-    "Trainer": "glyphs.train",
-    "get_data_loaders": "glyphs.data",
+    "Trainer": "glyphs.training.trainer",
+    "get_data_loaders": "glyphs.data.loaders",
     "get_default_config": "glyphs.config",
 }
 
@@ -136,18 +137,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def work(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
     """Do what the arguments ask for, with these settings; `given` are those that are not defaults."""
-    from glyphs.checkpoint import load_checkpoint, load_model
-    from glyphs.data import get_test_loader
+    from glyphs.data.loaders import get_test_loader
+    from glyphs.devices import choose_device, explain_out_of_memory, limit_threads, use_deterministic_algorithms
     from glyphs.distributed import barrier, rank
     from glyphs.files import claim_folder
     from glyphs.model import ViewAverage
-    from glyphs.runtime import (
-        choose_device,
-        explain_out_of_memory,
-        limit_threads,
-        use_deterministic_algorithms,
-    )
-    from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT
+    from glyphs.training.checkpoint import load_checkpoint, load_model
+    from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT
 
     limit_threads()
     output_dir = Path(config.output_dir)
@@ -180,7 +176,9 @@ def work(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -
                 path = output_dir / BEST_MODEL
                 config, data = train(arguments, config, checkpoint, device)
                 if rank() == 0:
-                    from glyphs.calibrate import calibrate_checkpoint  # not before training: SciPy takes its time
+                    from glyphs.evaluation.calibration import (
+                        calibrate_checkpoint,  # not before training: SciPy takes its time
+                    )
 
                     temperature = calibrate_checkpoint(path, data.val, device)
                     say(f"calibrated on the validation images: temperature {temperature:.2f}")
@@ -201,12 +199,13 @@ def train(
     arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: "torch.device"
 ) -> "tuple[Config, DataLoaders]":
     """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
-    from glyphs.checkpoint import start_from
-    from glyphs.data import get_data_loaders
+    from glyphs.data.loaders import get_data_loaders
+    from glyphs.devices import describe_device
     from glyphs.distributed import rank
     from glyphs.model import EnhancedGlyphCNN
-    from glyphs.runtime import address, describe_device, seed_everything
-    from glyphs.train import LATEST_CHECKPOINT, Trainer
+    from glyphs.randomness import address, seed_everything
+    from glyphs.training.checkpoint import start_from
+    from glyphs.training.trainer import LATEST_CHECKPOINT, Trainer
 
     for package in () if arguments.skip_eval else EVALUATION_PACKAGES:
         if importlib.util.find_spec(package) is None:  # importing them would take two seconds
@@ -246,8 +245,8 @@ def train(
 
 def refuse_unfinished(latest: Path) -> None:
     """Raise ConfigError if there is a checkpoint, of a run that could go on."""
-    from glyphs.checkpoint import load_checkpoint
-    from glyphs.train import is_finished
+    from glyphs.training.checkpoint import load_checkpoint
+    from glyphs.training.trainer import is_finished
 
     if not latest.exists():
         return
@@ -265,7 +264,7 @@ def refuse_unfinished(latest: Path) -> None:
 
 def clear_reports(output_dir: Path, keep: str | None) -> None:
     """Remove what an earlier run left, so that nobody takes its reports for those of the new one."""
-    from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT
+    from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT
 
     names = [name for name in (LATEST_CHECKPOINT, BEST_MODEL, *REPORTS) if name != keep]
     found = [path for name in names if (path := output_dir / name).exists()]
@@ -277,9 +276,10 @@ def clear_reports(output_dir: Path, keep: str | None) -> None:
 
 def find_learning_rate(model: "EnhancedGlyphCNN", data: "DataLoaders", config: Config, *, ask: bool) -> Config:
     """Run the range test; return the settings with its suggestion, or as they were where the user rejects it."""
-    from glyphs.lr_finder import LRFinder
     from glyphs.plots import plot_lr_finder
-    from glyphs.train import make_criterion, make_optimizer
+    from glyphs.training.loss import make_criterion
+    from glyphs.training.lr_finder import LRFinder
+    from glyphs.training.trainer import make_optimizer
 
     criterion = make_criterion(config, data.train, len(data.class_names)).to(data.train.device)
     finder = LRFinder(model, make_optimizer(model, config), criterion)
@@ -315,7 +315,8 @@ def evaluate(
 ) -> None:
     """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
     from glyphs.distributed import rank
-    from glyphs.evaluate import Evaluator, write_reports
+    from glyphs.evaluation.evaluator import Evaluator
+    from glyphs.evaluation.reports import write_reports
 
     split = config.emnist_split if config.dataset == "emnist" else config.dataset
     evaluation = Evaluator(model, class_names, device).evaluate(loader)

@@ -22,17 +22,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, import_public, one_line, run
+from glyphs.commands.settings import add_settings, given_settings, import_public
 from glyphs.config import PREPROCESSING, Config
 from glyphs.errors import CheckpointError, GlyphError, PictureError
 from glyphs.files import pretrained_folder
+from glyphs.process import run
+from glyphs.text import one_line
 
 if TYPE_CHECKING:
-    from glyphs.predict import GlyphPredictor, Picture
-    from glyphs.results import ResultFile, Row
+    from glyphs.inference.predictor import GlyphPredictor, Picture
+    from glyphs.inference.rows import ResultFile, Row
 
 # `from inference import GlyphPredictor`, imported when it is first asked for (PEP 562).
-PUBLIC_NAMES = {"GlyphPredictor": "glyphs.predict", "Prediction": "glyphs.results"}
+PUBLIC_NAMES = {"GlyphPredictor": "glyphs.inference.predictor", "Prediction": "glyphs.inference.rows"}
 
 DEFAULT_MODELS = (Path("outputs/best_model.pth"), pretrained_folder() / "glyphs47.pth")
 SOME_FAILED = 3  # the exit status
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     check(parser, arguments)
     config = Config.from_dict(given_settings(arguments))
 
-    from glyphs.results import open_pipe, open_results, open_terminal
+    from glyphs.inference.rows import open_pipe, open_results, open_terminal
 
     top_k = None if arguments.text else arguments.top_k
     if arguments.output:
@@ -122,9 +124,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe()
 
-    from glyphs.pictures import PictureFolder
-    from glyphs.predict import GlyphPredictor
-    from glyphs.reader import read_words
+    from glyphs.inference.predictor import GlyphPredictor
+    from glyphs.inference.reader import read_words
+    from glyphs.pictures.find import PictureFolder
 
     model = arguments.model or default_model()
     predictor = GlyphPredictor(
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         average_views=arguments.average_views,
     )
     if arguments.serve:
-        from glyphs.service import serve
+        from glyphs.inference.service import serve
 
         serve(predictor, model, top_k=arguments.top_k, **service_settings(arguments))
         return 0
@@ -209,7 +211,7 @@ def predict(
     results: "ResultFile",
 ) -> int:
     """Write a row for each picture that has none yet; complain about those that cannot be read, and count them."""
-    from glyphs.predict import relative_names, save_pixels
+    from glyphs.inference.predictor import relative_names, save_pixels
 
     todo = ((name, picture) for name, picture in pictures if results.lacks(name))
     predictions: Iterable[tuple[Row, Any]]

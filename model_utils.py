@@ -16,15 +16,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glyphs.cli import add_settings, given_settings, import_public, run
+from glyphs.commands.settings import add_settings, given_settings, import_public
 from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError
+from glyphs.process import run
 
 if TYPE_CHECKING:
-    from glyphs.data import TensorLoader
+    from glyphs.data.loaders import TensorLoader
 
 # `from model_utils import ModelAnalyzer`, imported when it is first asked for (PEP 562).
-PUBLIC_NAMES = {"ModelAnalyzer": "glyphs.analyze", "ModelComparator": "glyphs.analyze"}
+PUBLIC_NAMES = {"ModelAnalyzer": "glyphs.analysis.analyzer", "ModelComparator": "glyphs.analysis.comparator"}
 
 FORMATS = ("onnx", "onnx-int8", "pt2")
 PICTURES = Path("outputs")  # where pictures go without --output
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     check(parser, arguments, given)
     config = Config.from_dict(given)
 
-    from glyphs.runtime import explain_out_of_memory, limit_threads
+    from glyphs.devices import explain_out_of_memory, limit_threads
 
     limit_threads()
     with explain_out_of_memory(config.batch_size):
@@ -105,7 +106,7 @@ def wants_data(given: dict[str, Any]) -> bool:
 
 
 def analyze(arguments: argparse.Namespace, config: Config) -> None:
-    from glyphs.analyze import ModelAnalyzer, format_analysis, write_report
+    from glyphs.analysis.analyzer import ModelAnalyzer, format_analysis, write_report
 
     analyzer = ModelAnalyzer(arguments.analyze, config.device, config.batch_size)
     report = analyzer.analyze()
@@ -118,8 +119,9 @@ def analyze(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
-    from glyphs.analyze import ModelComparator, write_report
-    from glyphs.data import get_test_loader
+    from glyphs.analysis.analyzer import write_report
+    from glyphs.analysis.comparator import ModelComparator
+    from glyphs.data.loaders import get_test_loader
     from glyphs.files import replace_file
 
     comparator = ModelComparator(arguments.compare, config.device, config.batch_size)
@@ -143,7 +145,7 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
 
 
 def export(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
-    from glyphs.analyze import ModelAnalyzer
+    from glyphs.analysis.analyzer import ModelAnalyzer
     from glyphs.export import check_packages, choose_format
 
     source = arguments.export
@@ -160,8 +162,8 @@ def export(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def validation_loader(source: Path, given: dict[str, Any]) -> "TensorLoader":
     """The images that were held out when the checkpoint was trained."""
-    from glyphs.checkpoint import load_checkpoint
-    from glyphs.data import get_data_loaders
+    from glyphs.data.loaders import get_data_loaders
+    from glyphs.training.checkpoint import load_checkpoint
 
     content = load_checkpoint(source)
     settings = data_settings(content["config"], source, given)

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from benchmarks.throughput import CLASSES, best_copy, make_trainer, wait_for
-from glyphs.cli import run
-from glyphs.folder import IMAGE_BYTES, INDEX, PIXELS, Store
-from glyphs.runtime import choose_device, describe_device, fetch_steps, limit_threads
-from glyphs.train import Trainer
+from glyphs.data.folder import IMAGE_BYTES, INDEX, PIXELS, Store
+from glyphs.data.protocols import fetch_steps
+from glyphs.devices import choose_device, describe_device, limit_threads
+from glyphs.process import run
+from glyphs.training.trainer import Trainer
 
 CHUNK = 100_000  # glyphs written at a time
 SAMPLE_EVERY = 100  # steps

@@ -23,9 +23,9 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.checkpoint import load_model
-from glyphs.idx import read_idx
-from glyphs.preprocess import Glyph, preprocess
+from glyphs.data.idx import read_idx
+from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.training.checkpoint import load_model
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.throughput import best_copy, best_matrix_product
-from glyphs.analyze import ModelAnalyzer
+from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.cpus import usable_cpus
-from glyphs.demo import render_demo
-from glyphs.pictures import PictureFolder
-from glyphs.predict import GlyphPredictor, save_pixels
-from glyphs.preprocess import preprocess
-from glyphs.results import open_results
+from glyphs.data.demo import render_demo
+from glyphs.inference.predictor import GlyphPredictor, save_pixels
+from glyphs.inference.rows import open_results
+from glyphs.pictures.find import PictureFolder
+from glyphs.pictures.glyph import preprocess
 from glyphs.timing import time_networks
 
 ROOT = Path(__file__).parent.parent

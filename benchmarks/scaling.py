@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.throughput import best_copy, best_matrix_product, make_trainer, random_images, wait_for
-from glyphs.cli import launched
-from glyphs.data import Augmentation, TensorLoader
+from glyphs.data.loaders import Augmentation, TensorLoader
+from glyphs.devices import choose_device, describe_device, limit_threads
 from glyphs.distributed import barrier, process_group, rank, world_size
-from glyphs.runtime import choose_device, describe_device, limit_threads
-from glyphs.train import Trainer
+from glyphs.process import launched
+from glyphs.training.trainer import Trainer
 
 LOCAL_BATCHES = (4, 16, 32, 64, 128, 256)
 SMALL = 1024  # floats: the time to all-reduce them is nearly all latency

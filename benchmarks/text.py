@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.predict import GlyphPredictor
+from glyphs.inference.predictor import GlyphPredictor
 
 JOINED = "cursive"  # the kind that is to be refused
 

@@ -27,13 +27,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import glyphs.model
-from glyphs.cli import run
 from glyphs.config import PRECISIONS, Config
+from glyphs.convolutions import WINOGRAD_FROM
 from glyphs.cpus import usable_cpus
-from glyphs.data import Augmentation, TensorLoader
-from glyphs.model import EMNIST_MEAN, EMNIST_STD, WINOGRAD_FROM, EnhancedGlyphCNN
-from glyphs.runtime import choose_device, describe_device, fetch_steps, limit_threads
-from glyphs.train import MAX_GRADIENT_NORM, Trainer
+from glyphs.data.loaders import Augmentation, TensorLoader
+from glyphs.data.protocols import fetch_steps
+from glyphs.devices import choose_device, describe_device, limit_threads
+from glyphs.model import EMNIST_MEAN, EMNIST_STD, EnhancedGlyphCNN
+from glyphs.process import run
+from glyphs.training.trainer import MAX_GRADIENT_NORM, Trainer
 
 CLASSES = 47
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -210,7 +212,7 @@ def main() -> None:
     trainer = make_trainer(images.to(device), labels.to(device), batch_size, device, arguments.precision)
     nominal, real = operations(trainer, WINOGRAD_FROM // 2), operations(trainer, WINOGRAD_FROM)
     if arguments.direct or trainer.dtype is not torch.float32:  # only float32 takes Winograd's algorithm
-        glyphs.model.WINOGRAD_FROM, real = sys.maxsize, nominal
+        glyphs.convolutions.WINOGRAD_FROM, real = sys.maxsize, nominal
     print(f"{describe_device(device)}, torch {torch.__version__}, {trainer.dtype}, batch {batch_size}")
     if arguments.compile:
         started = time.perf_counter()

@@ -20,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.throughput import WARM_UP_STEPS, best_matrix_product, wait_for
-from glyphs.cli import run
 from glyphs.config import DATASETS, SPLITS, Config
-from glyphs.data import Augmentation, GlyphSet, TensorLoader, load_set, make_test_loader, stratified_split
+from glyphs.data.loaders import Augmentation, GlyphSet, TensorLoader, load_set, make_test_loader, stratified_split
+from glyphs.data.protocols import fetch_steps
+from glyphs.devices import choose_device, describe_device, limit_threads
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import address, choose_device, describe_device, fetch_steps, limit_threads, seed_everything
-from glyphs.train import Trainer
+from glyphs.process import run
+from glyphs.randomness import address, seed_everything
+from glyphs.training.trainer import Trainer
 
 
 def make_trainer(config: Config, train: GlyphSet, test: GlyphSet, device: torch.device) -> Trainer:

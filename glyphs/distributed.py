@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from glyphs.cli import launched, run, silence
 from glyphs.errors import ConfigError
+from glyphs.process import launched, run, silence
 
 # One process may prepare pictures for hours while the others wait; that one is gone, torchrun notices by itself.
 PATIENCE = datetime.timedelta(days=1)
@@ -39,7 +39,7 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, for as long as the context lasts; without torchrun, do nothing.
 
     CPU tensors travel by gloo, CUDA tensors by NCCL.  Only the first process talks.  The first one that fails says
-    why on stderr, with the exit status that `glyphs.cli.run` would give it; the others follow without a word.
+    why on stderr, with the exit status that `glyphs.process.run` would give it; the others follow without a word.
     """
     if not launched():
         yield

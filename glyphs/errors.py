@@ -1,4 +1,4 @@
-"""The one family of errors that a user can mend; `glyphs.cli.run` prints them as one line, exit status 2."""
+"""The one family of errors that a user can mend; `glyphs.process.run` prints them as one line, exit status 2."""
 
 
 class GlyphError(Exception):

@@ -1,7 +1,7 @@
 """Exports that are proven before they are handed over: ONNX, ONNX in 8-bit integers, and programs of torch.export.
 
 Every export is written aside, read back, and run beside the checkpoint that it came from; only then does it get its
-name.  The form of ONNX files is described at `glyphs.predict.load_onnx`.
+name.  The form of ONNX files is described at `glyphs.inference.predictor.load_onnx`.
 """
 
 import copy
@@ -21,16 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glyphs import checkpoint
-from glyphs.cli import one_line
 from glyphs.config import Config
+from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
+from glyphs.inference.predictor import ONNX_FORMAT, Bytes, Floats, Network, load_checkpoint, load_onnx, read_class_names
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.predict import ONNX_FORMAT, Bytes, Floats, Network, load_checkpoint, load_onnx, read_class_names
-from glyphs.preprocess import Mode
-from glyphs.runtime import Loader, address
+from glyphs.pictures.glyph import Mode
+from glyphs.randomness import address
+from glyphs.text import one_line
 from glyphs.timing import Timing, time_networks
+from glyphs.training import checkpoint
 
 if TYPE_CHECKING:
     import onnx
@@ -143,7 +144,7 @@ def export_model(
     source : a checkpoint (.pth).
     format : a key of FORMATS; None for the one that the output's suffix names, else `onnx`.
     output : None for the checkpoint's name with the format's suffix.
-    validation : images and labels to calibrate and judge `onnx-int8` on; see `glyphs.data.get_data_loaders`.
+    validation : images and labels to calibrate and judge `onnx-int8` on; see `glyphs.data.loaders.get_data_loaders`.
     force : keep a quantised model that lost more accuracy, or agrees less, than is allowed.
 
     Raises
@@ -212,7 +213,7 @@ def check_packages(format: str) -> None:
 
 
 def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of an export, each value a string; see `glyphs.predict.load_onnx`."""
+    """The metadata of an export, each value a string; see `glyphs.inference.predictor.load_onnx`."""
     # What may change belongs to the machine that trained, such as its folders.
     settings = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata["may_change"]}
     return {

@@ -39,7 +39,7 @@ def time_networks(networks: Sequence[Network], batch: int) -> list[Timing]:
     """Time each network on a batch of noise (the arithmetic does not depend on what images show), after a warm-up.
 
     torch.utils.benchmark repeats the call until a block is long enough to be timed; a network whose answer lies on the
-    CPU, as those of glyphs.predict, has waited for its device by then.
+    CPU, as those of glyphs.inference.predictor, has waited for its device by then.
     """
     # Else it says, where a CUDA toolkit is installed but no GPU, that it cannot compile for one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from glyphs.config import Config
-from glyphs.data import CLASS_NAMES
-from glyphs.demo import render_demo
+from glyphs.data.demo import render_demo
+from glyphs.data.emnist import CLASS_NAMES
 from glyphs.errors import GlyphError
 from glyphs.export import export_model
 from tests.small import save_small_checkpoint

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
 
-from glyphs.checkpoint import save_checkpoint
 from glyphs.config import Config
-from glyphs.data import CLASS_NAMES
+from glyphs.data.emnist import CLASS_NAMES
 from glyphs.model import EnhancedGlyphCNN
+from glyphs.training.checkpoint import save_checkpoint
 
 NAMES = CLASS_NAMES["balanced"]
 

@@ -1,4 +1,4 @@
-"""glyphs.analyze: what it says of a model must be what the model is."""
+"""glyphs.analysis.analyzer: what it says of a model must be what the model is."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from glyphs import analyze, timing
-from glyphs.analyze import ModelAnalyzer, ModelComparator, format_analysis
-from glyphs.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from glyphs import timing
+from glyphs.analysis import analyzer as analyze
+from glyphs.analysis.analyzer import ModelAnalyzer, format_analysis
+from glyphs.analysis.comparator import ModelComparator
 from glyphs.config import Config
-from glyphs.data import TensorLoader
+from glyphs.data.loaders import TensorLoader
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.export import patterns
 from glyphs.model import EnhancedGlyphCNN
+from glyphs.training.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
 from tests.conftest import refused
 from tests.small import NAMES, onnx_weights, save_small_onnx
 
@@ -269,7 +271,7 @@ def test_unsteady_times_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def measured(spread: float) -> list[dict[str, Any]]:
         return [{"device": "cpu", "batch": 1, "seconds": 1.0, "seconds_iqr": spread, "images_per_second": 1.0}]
 
-    monkeypatch.setattr(analyze, "measure", lambda _: [measured(0.1), measured(0.6)])
+    monkeypatch.setattr("glyphs.analysis.comparator.measure", lambda _: [measured(0.1), measured(0.6)])
     notes = ModelComparator([path, path], "cpu").compare().notes
     assert any(note.startswith("The times of B are unsteady") for note in notes)
 

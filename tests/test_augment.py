@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import glyphs.augment
-from glyphs.augment import augment
+import glyphs.data.augment
+from glyphs.data.augment import augment
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -20,7 +20,7 @@ def noise(*shape: int) -> Tensor:
 
 @pytest.fixture
 def no_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glyphs.augment, "SCALE_RANGE", 0.0)
+    monkeypatch.setattr(glyphs.data.augment, "SCALE_RANGE", 0.0)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_shear_slants_along_x_by_its_angle() -> None:
 
 @pytest.mark.usefixtures("extreme_draws")
 def test_scale_enlarges_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glyphs.augment, "SCALE_RANGE", 1.0)
+    monkeypatch.setattr(glyphs.data.augment, "SCALE_RANGE", 1.0)
     images = torch.zeros(1, 1, 28, 28)
     images[..., 12:16, 11:17] = 1.0
     result = augment(images, seeded(), rotation=0, shear=0, translate=0)[0, 0]

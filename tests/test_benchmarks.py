@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.throughput import make_trainer, operations, random_images, write_emnist
-from glyphs.analyze import ModelAnalyzer
+from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
 from tests.small import save_small_checkpoint
 

@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from glyphs.checkpoint import (
+from glyphs.config import Config
+from glyphs.errors import CheckpointError, ConfigError
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.training.checkpoint import (
     FORMAT_VERSION,
     build_model,
     load_checkpoint,
@@ -22,9 +25,6 @@ from glyphs.checkpoint import (
     write_checkpoint,
     write_half_precision,
 )
-from glyphs.config import Config
-from glyphs.errors import CheckpointError, ConfigError
-from glyphs.model import EnhancedGlyphCNN
 from tests.conftest import refused
 
 NAMES = ["0", "1", "A", "b", "\u00fc"]

@@ -1,4 +1,4 @@
-"""`glyphs.cli.run`: errors, bugs, signals and closed pipes as exit statuses, and what is said about them."""
+"""`glyphs.process.run`: errors, bugs, signals and closed pipes as exit statuses, and what is said about them."""
 
 import os
 import signal
@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from glyphs.cli import SIGNALS, one_line, run
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
+from glyphs.process import SIGNALS, run
+from glyphs.text import one_line
 from tests.conftest import ROOT, run_python
 
-HEAD = "import os, signal, sys, time\nfrom glyphs.cli import run\nfrom glyphs.errors import DataError\n"
+HEAD = "import os, signal, sys, time\nfrom glyphs.process import run\nfrom glyphs.errors import DataError\n"
 WAIT = "def main():\n    print('ready', flush=True)\n    time.sleep(600)\n"
 TAIL = "sys.exit(run(main))\n"
 

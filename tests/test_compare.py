@@ -1,4 +1,4 @@
-"""glyphs.compare against cases worked out by hand and formulas of other authors."""
+"""glyphs.analysis.comparison against cases worked out by hand and formulas of other authors."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from glyphs.compare import (
+from glyphs.analysis.comparison import (
     COSTS,
     MEASURED,
     Comparison,
@@ -19,7 +19,7 @@ from glyphs.compare import (
     differences,
     pareto_front,
 )
-from glyphs.evaluate import Evaluation
+from glyphs.evaluation.metrics import Evaluation
 
 
 def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

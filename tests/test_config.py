@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enhanced_glyph_recognition import build_parser
-from glyphs.cli import given_settings
+from glyphs.commands.settings import given_settings
 from glyphs.config import Config, get_default_config, read_config
 from glyphs.errors import ConfigError
 from tests.conftest import ROOT, refused

@@ -19,17 +19,10 @@ import torch
 from torch import Tensor
 from torchvision.datasets import EMNIST
 
-import glyphs.data
+import glyphs.data.loaders
 from glyphs.config import SPLITS, Config, get_default_config
-from glyphs.data import (
-    CLASS_NAMES,
-    Augmentation,
-    TensorLoader,
-    get_data_loaders,
-    get_test_loader,
-    load_emnist,
-    stratified_split,
-)
+from glyphs.data.emnist import CLASS_NAMES, load_emnist
+from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, get_test_loader, stratified_split
 from glyphs.errors import ConfigError, DataError, GlyphError
 from tests.conftest import assert_upright, emnist_paths, refused, write_emnist, write_idx
 
@@ -147,7 +140,7 @@ def test_counts_that_are_not_official_are_noted_in_one_line(
     assert note.count("\n") == 1
     for fact in (emnist_paths(tmp_path, "digits", "test")[0], "30 images", "40,000"):
         assert str(fact) in note
-    monkeypatch.setitem(glyphs.data.OFFICIAL_COUNTS, "digits", (0, 30))
+    monkeypatch.setitem(glyphs.data.emnist.OFFICIAL_COUNTS, "digits", (0, 30))
     load_emnist(tmp_path, "digits", "test")
     assert capsys.readouterr() == ("", "")
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import glyphs.data
-import glyphs.demo
-from glyphs.data import CLASS_NAMES, get_test_loader
-from glyphs.demo import DEMO_CLASSES, render_demo
+import glyphs.data.demo
+import glyphs.data.loaders
+from glyphs.data.demo import DEMO_CLASSES, render_demo
+from glyphs.data.emnist import CLASS_NAMES
+from glyphs.data.loaders import get_test_loader
 from glyphs.errors import DataError
 from tests.conftest import assert_upright, refused
 
@@ -56,7 +57,7 @@ def test_no_image_repeats_within_or_across_parts(demo_data: Demo) -> None:
 
 
 def test_reached_through_the_configuration(demo_data: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glyphs.data, "render_demo", demo_data.__getitem__)
+    monkeypatch.setattr(glyphs.data.loaders, "render_demo", demo_data.__getitem__)
     loader, names = get_test_loader({"dataset": "demo"})
     assert names == list(DEMO_CLASSES)
     assert torch.equal(loader.images, demo_data["test"][0])
@@ -67,6 +68,6 @@ def test_missing_fonts_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_nothing)
-    glyphs.demo.font_folder.cache_clear()
+    glyphs.data.demo.font_folder.cache_clear()
     with refused(DataError, "pip install matplotlib"):
         render_demo("test")

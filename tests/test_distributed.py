@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.scaling import ring_seconds, step_time
-from glyphs.checkpoint import load_checkpoint
-from glyphs.cli import Interrupted
 from glyphs.config import Config
-from glyphs.data import Augmentation, TensorLoader
+from glyphs.data.loaders import Augmentation, TensorLoader
+from glyphs.data.protocols import fetch_steps, own_share
 from glyphs.distributed import average_gradients, barrier, in_turn, process_group, rank, world_size
 from glyphs.errors import ConfigError, DataError
-from glyphs.evaluate import Evaluation, Evaluator
+from glyphs.evaluation.evaluator import Evaluator
+from glyphs.evaluation.metrics import Evaluation
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import fetch_steps, own_share, seed_everything
-from glyphs.train import BEST_MODEL, LATEST_CHECKPOINT, Trainer
+from glyphs.process import Interrupted
+from glyphs.randomness import seed_everything
+from glyphs.training.checkpoint import load_checkpoint
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
 from tests.conftest import ROOT, refused
 from tests.test_train import CLASSES, StopAt, make_images
 

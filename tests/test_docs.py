@@ -91,10 +91,15 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 def test_the_file_tree_is_the_real_one() -> None:
-    tree = re.search(r"^## Files\n\n```\n(.*?)```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"```\nglyphs/\n(.*?)```", text, re.DOTALL)
     assert tree
-    named = re.findall(r"^ *([\w.]+(?:\.py|/))", tree[1], re.MULTILINE)
-    modules = {path.name for path in (ROOT / "glyphs").glob("*.py")} - {"__init__.py"}
-    assert set(named) >= modules | {path.name for path in ROOT.glob("*.py")}
-    for name in named:
-        assert (ROOT / name).exists() or (ROOT / "glyphs" / name).exists(), name
+    named = set(re.findall(r"^  ([\w.]+(?:\.py|/)) ", tree[1], re.MULTILINE))
+    places = [path for path in (ROOT / "glyphs").iterdir() if not path.name.startswith("__")]
+    assert named == {path.name + "/" * path.is_dir() for path in places}
+    for files in re.findall(r"^\| .* \| (.*glyphs/.*) \|$", text, re.MULTILINE):  # which file to open
+        room = ROOT
+        for file in re.findall(r"`([\w/]+\.py)`", files):
+            path = ROOT / file if "/" in file else room / file
+            assert path.exists(), file
+            room = path.parent

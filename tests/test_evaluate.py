@@ -12,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from glyphs.data import TensorLoader
+from glyphs.data.loaders import TensorLoader
+from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, DataError
-from glyphs.evaluate import Evaluation, Evaluator, analyse_mistakes, metrics, write_reports
+from glyphs.evaluation.evaluator import Evaluator
+from glyphs.evaluation.metrics import Evaluation, metrics
+from glyphs.evaluation.reports import analyse_mistakes, write_reports
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Loader
 
 NAMES = ["O", "0", "x", "absent"]
 

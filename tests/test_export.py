@@ -15,13 +15,13 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from glyphs import export
-from glyphs.checkpoint import load_model
-from glyphs.data import TensorLoader
+from glyphs.data.loaders import TensorLoader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.export import FORMATS, Exported, choose_format, export_model, load_pt2
+from glyphs.inference.predictor import load_onnx
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.predict import load_onnx
 from glyphs.timing import Timing
+from glyphs.training.checkpoint import load_model
 from tests.conftest import refused, run_python
 from tests.small import NAMES, draw_glyph, save_small_checkpoint
 

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, refused, run_python
 CLAIM = """
 import sys
 from pathlib import Path
-from glyphs.cli import run
+from glyphs.process import run
 from glyphs.files import claim_folder
 def main():
     with claim_folder(Path(sys.argv[1])):
@@ -82,7 +82,7 @@ def test_write_that_breaks_off_leaves_the_old_file_whole(tmp_path: Path) -> None
     code = """
         import resource, sys
         from pathlib import Path
-        from glyphs.cli import run
+        from glyphs.process import run
         from glyphs.files import replace_file
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         sys.exit(run(lambda: replace_file(Path(sys.argv[1]), bytes(5000))))

@@ -12,14 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import glyphs.folder
+import glyphs.data.folder
 from enhanced_glyph_recognition import main
-from glyphs.checkpoint import load_checkpoint
 from glyphs.config import Config
-from glyphs.data import get_data_loaders
-from glyphs.demo import FONTS, draw_master
-from glyphs.errors import DataError
-from glyphs.folder import (
+from glyphs.data.demo import FONTS, draw_master
+from glyphs.data.folder import (
     FLUSH_EVERY,
     IMAGE_BYTES,
     INDEX,
@@ -31,7 +28,10 @@ from glyphs.folder import (
     load_folders,
     prepare,
 )
-from glyphs.preprocess import Mode, preprocess
+from glyphs.data.loaders import get_data_loaders
+from glyphs.errors import DataError
+from glyphs.pictures.glyph import Mode, preprocess
+from glyphs.training.checkpoint import load_checkpoint
 from tests.conftest import refused
 
 
@@ -122,7 +122,7 @@ def test_only_new_and_changed_pictures_are_prepared_again(tmp_path: Path, monkey
         prepared.append(Path(path).name)
         return prepare(path, mode)
 
-    monkeypatch.setattr(glyphs.folder, "prepare", note)
+    monkeypatch.setattr(glyphs.data.folder, "prepare", note)
     draw(train_dir / "A" / "0.png", "B")
     os.utime(train_dir / "A" / "0.png", ns=(1, 1))
     draw(train_dir / "A" / "new.png", "A")
@@ -136,7 +136,7 @@ def test_only_new_and_changed_pictures_are_prepared_again(tmp_path: Path, monkey
 DIE_WHILE_BUILDING = """
 import os, signal, sys
 from pathlib import Path
-import glyphs.folder as folder
+import glyphs.data.folder as folder
 folder.FLUSH_EVERY = 2
 flushes = 0
 def flush(lines, pixels, index):

@@ -1,9 +1,10 @@
-"""The architecture: imports point downwards only, heavy packages stay where they belong, and the script starts fast."""
+"""The architecture: imports point downwards only, heavy packages stay where they belong, and the scripts start fast."""
 
 import ast
 import importlib
 import json
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,32 @@ import enhanced_glyph_recognition as script
 import model_utils
 from tests.conftest import ROOT, run_python
 
+# From the bottom to the top; a room (a folder of the package) is one place.
 LAYERS = (
     ("errors",),
-    ("files", "cpus"),
-    ("config",),
-    ("cli",),
-    ("distributed",),
-    ("runtime", "idx", "augment", "preprocess", "model", "plots", "results", "pictures", "timing"),
-    ("demo", "checkpoint", "folder", "page"),
-    ("data", "reader"),
-    ("train", "lr_finder", "evaluate", "predict", "calibrate"),
-    ("compare", "export", "service"),
-    ("analyze",),
+    ("config", "files", "text", "cpus"),
+    ("process",),
+    ("distributed", "randomness"),
+    ("devices", "timing", "convolutions"),
+    ("model", "plots", "pictures"),
+    ("data",),
+    ("training",),
+    ("evaluation",),
+    ("inference",),
+    ("export",),
+    ("analysis",),
+    ("commands",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path for path in (ROOT / "glyphs").glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path for path in (ROOT / "glyphs").rglob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
-PACKAGE = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-EVERYTHING = pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+PACKAGE = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "glyphs")))
+EVERYTHING = pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def room(path: Path) -> str:
+    """The name of the place in LAYERS that a module belongs to: its room, or itself."""
+    return path.relative_to(ROOT / "glyphs").with_suffix("").parts[0]
 
 
 def imported(path: Path) -> set[str]:
@@ -45,7 +54,7 @@ def imported(path: Path) -> set[str]:
 
 
 def siblings(path: Path) -> set[str]:
-    """The modules of the package that a file imports."""
+    """The rooms of the package, and the modules outside of rooms, that a file imports."""
     return {name.split(".")[1] for name in imported(path) if name.startswith("glyphs.")}
 
 
@@ -54,15 +63,26 @@ def packages(path: Path) -> set[str]:
 
 
 def test_finds_the_imports_that_it_judges() -> None:
-    assert {"glyphs.checkpoint", "glyphs.checkpoint.save_checkpoint", "torch"} <= imported(ROOT / "glyphs/train.py")
-    assert "plots" in siblings(ROOT / "glyphs/evaluate.py")
-    assert "torchvision" in packages(ROOT / "glyphs/data.py")  # within a function
+    assert {"glyphs.training.checkpoint", "glyphs.training.checkpoint.save_checkpoint", "torch"} <= imported(
+        ROOT / "glyphs/training/trainer.py"
+    )
+    assert "plots" in siblings(ROOT / "glyphs/evaluation/reports.py")
+    assert "torchvision" in packages(ROOT / "glyphs/data/emnist.py")  # within a function
 
 
 @PACKAGE
 def test_package_imports_point_downwards(path: Path) -> None:
-    for name in siblings(path):
-        assert LAYER[name] < LAYER[path.stem], f"{path.stem} must not import {name}"
+    for name in siblings(path) - {room(path)}:
+        assert LAYER[name] < LAYER[room(path)], f"{room(path)} must not import {name}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
+    TopologicalSorter({name: imported(path) & set(names) for name, path in names.items()}).prepare()
+
+
+def test_no_two_modules_have_the_same_name() -> None:
+    assert len({path.stem for path in MODULES}) == len(MODULES)
 
 
 @PACKAGE
@@ -76,7 +96,7 @@ def test_only_plots_imports_a_plotting_library(path: Path) -> None:
     assert path.stem == "plots" or not packages(path) & {"matplotlib", "seaborn"}
 
 
-@pytest.mark.parametrize("name", ["errors", "files", "config", "cli"])
+@pytest.mark.parametrize("name", ["errors", "files", "config", "text", "process", "commands/settings"])
 def test_what_parsing_needs_imports_nothing_heavy(name: str) -> None:
     outside = packages(ROOT / f"glyphs/{name}.py") - set(sys.stdlib_module_names)
     assert outside <= {"glyphs", "filelock"}
@@ -103,7 +123,9 @@ def test_help_and_wrong_arguments_do_not_wait_for_torch(name: str, flag: str) ->
 
 
 def test_training_without_evaluation_needs_no_plots_and_no_scikit_learn() -> None:
-    loaded = modules_after("import glyphs.train, glyphs.lr_finder, glyphs.data, glyphs.checkpoint")
+    loaded = modules_after(
+        "import glyphs.training.trainer, glyphs.training.lr_finder, glyphs.data.loaders, glyphs.training.checkpoint"
+    )
     assert "torch" in loaded
     assert not loaded & {"matplotlib", "seaborn", "sklearn", "torchvision"}
 
@@ -127,9 +149,9 @@ def test_public_name_comes_from_its_module(name: str, module: str) -> None:
     assert getattr(script, name) is getattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("name", ["ModelAnalyzer", "ModelComparator"])
-def test_public_name_of_model_utils(name: str) -> None:
-    assert getattr(model_utils, name) is getattr(importlib.import_module("glyphs.analyze"), name)
+@pytest.mark.parametrize(("name", "module"), model_utils.PUBLIC_NAMES.items())
+def test_public_name_of_model_utils(name: str, module: str) -> None:
+    assert getattr(model_utils, name) is getattr(importlib.import_module(module), name)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import inference
 from glyphs.errors import CheckpointError, ConfigError, DataError
 from glyphs.model import ViewAverage
-from glyphs.preprocess import preprocess
+from glyphs.pictures.glyph import preprocess
 from tests.conftest import ROOT, run_python
 from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
 
@@ -264,7 +264,7 @@ def test_the_default_model_is_named(
 
 
 def test_public_names_are_imported_when_asked_for() -> None:
-    from glyphs.predict import GlyphPredictor
+    from glyphs.inference.predictor import GlyphPredictor
 
     assert getattr(inference, "GlyphPredictor") is GlyphPredictor  # noqa: B009 - mypy knows no PEP 562 names
     with pytest.raises(AttributeError, match="Nothing"):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glyphs.data import TensorLoader
+from glyphs.data.loaders import TensorLoader
+from glyphs.data.protocols import Batch
 from glyphs.errors import DataError, TrainingError
-from glyphs.lr_finder import LRFinder, smooth, suggest
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Batch
+from glyphs.training.lr_finder import LRFinder, smooth, suggest
 
 
 def make_finder() -> tuple[LRFinder, TensorLoader]:

@@ -8,15 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphs.model import (
-    WINOGRAD_FROM,
-    BFloat16Conv3x3,
-    Conv3x3,
-    DepthwiseSeparableConv,
-    EnhancedGlyphCNN,
-    ResidualBlock,
-    ViewAverage,
-)
+from glyphs.convolutions import WINOGRAD_FROM, BFloat16Conv3x3, Conv3x3
+from glyphs.model import DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock, ViewAverage
 
 BOTH = pytest.mark.parametrize("use_residual", [True, False])
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import model_utils
-from glyphs import analyze, export, timing
-from glyphs.checkpoint import save_checkpoint
+from glyphs import export, timing
+from glyphs.analysis import analyzer
 from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.model import EnhancedGlyphCNN
+from glyphs.training.checkpoint import save_checkpoint
 from tests.conftest import refused, run_python, write_emnist
 from tests.small import NAMES, save_small_checkpoint
 
@@ -23,7 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(timing, "ROUNDS", 1)
     monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
-    monkeypatch.setattr(analyze, "LAYER_CALLS", 3)
+    monkeypatch.setattr(analyzer, "LAYER_CALLS", 3)
 
 
 def utils(*arguments: object) -> None:

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from glyphs import plots
-from glyphs.data import CLASS_NAMES
+from glyphs.data.emnist import CLASS_NAMES
 from glyphs.errors import GlyphError
 
 ODD_NAMES = ["字", "ش", "א", "अ", "$x$", "$", "a\nb", "\\", "", "hiragana_letter_small_a", "😀", "\u0301"]

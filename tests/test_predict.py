@@ -1,4 +1,4 @@
-"""glyphs.predict: what it says must be what the model says about what the preprocessing made of the picture."""
+"""glyphs.inference.predictor: what it says must be what the model says about what was made of the picture."""
 
 import itertools
 import json
@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from glyphs import predict
-from glyphs.checkpoint import load_checkpoint, load_model, write_checkpoint
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
-from glyphs.pictures import PictureFolder
-from glyphs.predict import GlyphPredictor, relative_names
-from glyphs.preprocess import Glyph, preprocess
+from glyphs.inference import predictor as predict
+from glyphs.inference.predictor import GlyphPredictor, relative_names
+from glyphs.pictures.find import PictureFolder
+from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
 from tests.small import NAMES, draw_glyph, onnx_weights, save_small_checkpoint, save_small_onnx
 
 

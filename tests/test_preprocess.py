@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, ImageDraw
 from scipy import ndimage
 
 from glyphs.errors import GlyphError, PictureError
-from glyphs.preprocess import MAX_PIXELS, Glyph, Source, open_picture, preprocess, to_grey
+from glyphs.pictures.decode import MAX_PIXELS, Source, open_picture, to_grey
+from glyphs.pictures.glyph import Glyph, preprocess
 
 DATA_DIR = os.environ.get("GLYPH_DATA_DIR")
 needs_data = pytest.mark.skipif(not DATA_DIR, reason="set GLYPH_DATA_DIR to the folder with EMNIST and photos")
@@ -284,7 +285,7 @@ def test_a_faint_picture_of_28_pixels_is_stretched(inverted: bool) -> None:
 @needs_data
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_every_emnist_image_passes_through_bit_for_bit(part: str) -> None:
-    from glyphs.idx import read_idx
+    from glyphs.data.idx import read_idx
 
     path = Path(str(DATA_DIR)) / "EMNIST" / "raw" / f"emnist-balanced-{part}-images-idx3-ubyte.gz"
     images = read_idx(path, 3).transpose(1, 2).numpy()

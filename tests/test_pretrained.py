@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks.pictures import files_of, true_class
-from glyphs.checkpoint import load_model
-from glyphs.data import get_test_loader
-from glyphs.evaluate import Evaluator
-from glyphs.predict import GlyphPredictor
+from glyphs.data.loaders import get_test_loader
+from glyphs.evaluation.evaluator import Evaluator
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.training.checkpoint import load_model
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "pretrained"

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-import glyphs.preprocess
+import glyphs.pictures.glyph
+from glyphs.data.folder import prepare
 from glyphs.errors import PictureError
-from glyphs.folder import prepare
-from glyphs.predict import GlyphPredictor
-from glyphs.preprocess import Mode, preprocess
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.pictures.glyph import Mode, preprocess
 from tests.small import draw_glyph, save_small_onnx
 
 # The same pictures in every run, as many as take seconds.
@@ -84,12 +84,12 @@ def test_strips_are_answered_or_refused(shape: tuple[int, int]) -> None:
 @pytest.fixture
 def broken_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preprocessing that divides by zero where a picture has 13 rows."""
-    whole = glyphs.preprocess.to_grey
+    whole = glyphs.pictures.decode.to_grey
 
     def to_grey(picture: Image.Image) -> Any:
         return whole(picture) / (picture.size[1] - 13 or 1 // 0)
 
-    monkeypatch.setattr("glyphs.preprocess.to_grey", to_grey)
+    monkeypatch.setattr("glyphs.pictures.glyph.to_grey", to_grey)
 
 
 FAULT = r"fault .* please report it: ZeroDivisionError: .*\(test_properties\.py, line \d+, in to_grey\)"

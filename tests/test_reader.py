@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 import inference
 from benchmarks.text import edit_distance, plain
-from glyphs.demo import font_folder
+from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
-from glyphs.page import Box, Line, Page, Piece, find_lines
-from glyphs.predict import GlyphPredictor
-from glyphs.preprocess import to_grey
-from glyphs.reader import Choice, nearest_word, read_page, read_words, split_words
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.reader import Choice, nearest_word, read_page, read_words, split_words
+from glyphs.pictures.decode import to_grey
+from glyphs.pictures.page import Box, Line, Page, Piece, find_lines
 from tests.conftest import ROOT
 from tests.small import save_small_onnx
 

@@ -1,4 +1,4 @@
-"""glyphs.results: rows as files and as text."""
+"""glyphs.inference.rows: rows as files and as text."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.results import Candidate, Prediction, open_pipe, open_results, open_terminal
+from glyphs.inference.rows import Candidate, Prediction, open_pipe, open_results, open_terminal
 
 SURE = Prediction("a.png", "ok", "A", 0.75, (Candidate("A", 0.75), Candidate("4", 0.25)))
 FAILED = Prediction("b/c.png", "failed", error="b/c.png: is damaged")

@@ -12,21 +12,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import glyphs.runtime
-from glyphs.errors import ConfigError, TrainingError
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import (
-    Batch,
-    address,
+import glyphs.devices
+from glyphs.data.protocols import Batch, fetch_steps
+from glyphs.devices import (
     autocast_dtype,
     choose_device,
     describe_device,
     explain_out_of_memory,
-    fetch_steps,
     limit_threads,
-    seed_everything,
     use_deterministic_algorithms,
 )
+from glyphs.errors import ConfigError, TrainingError
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.randomness import address, seed_everything
 from tests.conftest import refused
 
 CPU = torch.device("cpu")
@@ -220,7 +218,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("allowed", "threads"), [(1, 1), (64, 2)])
 def test_no_more_threads_than_the_process_may_run(monkeypatch: pytest.MonkeyPatch, allowed: int, threads: int) -> None:
-    monkeypatch.setattr(glyphs.runtime, "usable_cpus", lambda: allowed)
+    monkeypatch.setattr(glyphs.devices, "usable_cpus", lambda: allowed)
     limit_threads()
     assert torch.get_num_threads() == threads
 

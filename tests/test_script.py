@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from enhanced_glyph_recognition import REPORTS, main
-from glyphs.checkpoint import load_checkpoint
 from glyphs.distributed import Orders
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
-from glyphs.train import Trainer
+from glyphs.training.checkpoint import load_checkpoint
+from glyphs.training.trainer import Trainer
 from tests.conftest import write_emnist
 from tests.test_train import all_state, assert_identical
 
@@ -175,7 +175,7 @@ def test_without_evaluation_no_plotting_or_metrics_library_is_imported(tmp_path:
 
 def test_training_imports_nothing_that_only_evaluation_needs(tmp_path: Path) -> None:
     code = (
-        "import sys; from glyphs.train import Trainer; from enhanced_glyph_recognition import main\n"
+        "import sys; from glyphs.training.trainer import Trainer; from enhanced_glyph_recognition import main\n"
         "def fit(trainer):\n"
         "    sys.exit(str([m for m in ('matplotlib', 'seaborn', 'sklearn', 'scipy') if m in sys.modules]))\n"
         "Trainer.fit = fit; main(sys.argv[1:])"

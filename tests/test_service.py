@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 
 import inference
-from glyphs.service import Limits
+from glyphs.inference.service import Limits
 from tests.conftest import ROOT, refused
 from tests.small import NAMES, draw_glyph, save_small_onnx
 
@@ -90,9 +90,9 @@ def limited(model: Path, **limits: float) -> contextlib.AbstractContextManager[R
     code = f"""
         import sys
         from pathlib import Path
-        from glyphs.cli import run
-        from glyphs.predict import GlyphPredictor
-        from glyphs.service import Limits, serve
+        from glyphs.process import run
+        from glyphs.inference.predictor import GlyphPredictor
+        from glyphs.inference.service import Limits, serve
         model = Path({str(model)!r})
         sys.exit(run(lambda: serve(GlyphPredictor(model), model, port=0, limits=Limits(**{limits!r}))))
     """
@@ -404,9 +404,9 @@ def test_a_bug_shows_nothing_to_the_client(model: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from glyphs.cli import run
-        from glyphs.predict import GlyphPredictor
-        from glyphs.service import serve
+        from glyphs.process import run
+        from glyphs.inference.predictor import GlyphPredictor
+        from glyphs.inference.service import serve
         model = Path({str(model)!r})
         predictor = GlyphPredictor(model)
         def network(images):
@@ -489,7 +489,7 @@ def test_other_machines_need_a_token(model: Path) -> None:
 
 
 def test_the_service_does_not_load_torch(model: Path) -> None:
-    code = "import sys, glyphs.service\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    code = "import sys, glyphs.inference.service\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -15,22 +15,19 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from glyphs.checkpoint import load_checkpoint
-from glyphs.cli import Interrupted
 from glyphs.config import Config
-from glyphs.data import Augmentation, TensorLoader
+from glyphs.data.loaders import Augmentation, TensorLoader
+from glyphs.data.protocols import Batch, Loader, fetch_steps
+from glyphs.devices import use_deterministic_algorithms
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import Batch, Loader, fetch_steps, seed_everything, use_deterministic_algorithms
-from glyphs.train import (
-    BEST_MODEL,
-    LATEST_CHECKPOINT,
-    EarlyStopping,
-    Trainer,
-    cosine_with_warmup,
-    make_criterion,
-    make_optimizer,
-)
+from glyphs.process import Interrupted
+from glyphs.randomness import seed_everything
+from glyphs.training.checkpoint import load_checkpoint
+from glyphs.training.early_stopping import EarlyStopping
+from glyphs.training.loss import make_criterion
+from glyphs.training.schedule import cosine_with_warmup
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
 
 CLASSES = ["a", "b", "c"]
 
@@ -334,9 +331,9 @@ def test_a_run_goes_on_in_another_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
     """As on another device, where `auto` is another precision: float16 alone needs a gradient scaler."""
-    monkeypatch.setattr("glyphs.train.autocast_dtype", lambda *_: getattr(torch, before))
+    monkeypatch.setattr("glyphs.training.trainer.autocast_dtype", lambda *_: getattr(torch, before))
     make_trainer(tmp_path, num_epochs=1).fit()
-    monkeypatch.setattr("glyphs.train.autocast_dtype", lambda *_: getattr(torch, after))
+    monkeypatch.setattr("glyphs.training.trainer.autocast_dtype", lambda *_: getattr(torch, after))
     resumed = make_trainer(tmp_path, num_epochs=2)
     resumed.resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
     assert resumed.scaler.is_enabled() is (after == "float16")

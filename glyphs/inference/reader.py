@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glyphs.errors import ConfigError, DataError
-from glyphs.page import Box, Line, Page, Piece, merge, union
-from glyphs.preprocess import Floats, draw_ink
-from glyphs.results import Candidate, Character, TextLine, Word
+from glyphs.inference.rows import Candidate, Character, TextLine, Word
+from glyphs.pictures.decode import Floats
+from glyphs.pictures.glyph import draw_ink
+from glyphs.pictures.page import Box, Line, Page, Piece, merge, union
 
 Bytes = NDArray[np.uint8]
 Probabilities = NDArray[np.floating[Any]]

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from glyphs.checkpoint import build_model, load_checkpoint, write_checkpoint
-from glyphs.runtime import Loader
+from glyphs.data.protocols import Loader
+from glyphs.training.checkpoint import build_model, load_checkpoint, write_checkpoint
 
 COLDEST, HOTTEST = 0.05, 20.0  # bounds for a validation part too small or too easy to say anything
 

@@ -6,34 +6,26 @@
 authors would have: strokes of the usual width, white on black, 28x28.
 """
 
-import contextlib
 import math
 import os
-import stat
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 from glyphs.errors import PictureError
+from glyphs.pictures.decode import Floats, Source, open_picture, to_grey
 
-Floats: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
-Source: TypeAlias = str | Path | BinaryIO | Image.Image | NDArray[Any]
 Status = Literal["ok", "no_glyph", "several_glyphs"]
 Mode = Literal["glyph", "plain"]
 
 VERSION = 2  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
-
-# Reading
-MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
-# The formats people have pictures in.  Not all of Pillow's: its EPS reader, for one, starts Ghostscript.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
 
 # EMNIST's form, measured on 103,739 images of it
 SIDE = 28
@@ -51,9 +43,6 @@ SHARPEST, SOFTEST = 0.75, 1.5  # units; of 300 EMNIST images a tenth are below 0
 INK_SIDE, INK_SIDE_PER_EDGE = 28.3, 6.2  # pixels
 EDGE_PER_SIGMA = 1.35  # a Gaussian edge climbs from a quarter to three quarters within 1.35 standard deviations
 OWN_BLUR = 0.55  # units; the standard deviation of the blur that the last resampling adds by itself
-
-# Working sizes, in pixels
-MOST_SIDE = 1600  # what is larger is shrunk by a whole factor first, so that time and memory stay bounded
 PAGE_SIDE = 320  # the ink is looked for at this size, enough for a character of a tenth of the page
 PAPER_SIDE = 64  # the paper's brightness changes slowly: this size shows it
 ZOOM_BELOW = 48  # a glyph that is smaller than this on the shrunk page is looked at again from nearer
@@ -104,132 +93,6 @@ class Glyph(NamedTuple):
 
     status: Status
     pixels: NDArray[np.uint8] | None
-
-
-# ---- Reading ----
-
-
-def open_picture(source: Source) -> Image.Image:
-    """Open a picture, decode all of it, and turn it as its EXIF orientation says.
-
-    Parameters
-    ----------
-    source : a path, a binary file, a Pillow image, or an array [H, W] or [H, W, 1, 3 or 4]: bool, uint8, uint16, or
-        floats from 0 to 1.
-
-    Raises
-    ------
-    PictureError : naming the file, where there is none, it cannot be read, is no picture, is damaged, or has more
-        than `MAX_PIXELS` pixels (known from the header, before anything is decoded).
-    """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, str | Path):
-        name = os.fsencode(source).decode("utf-8", "backslashreplace")
-        try:
-            status = os.stat(source)  # noqa: PTH116 - a Path object would cost a tenth of the whole
-            if not stat.S_ISREG(status.st_mode):
-                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-                raise PictureError(f"{name}: is {kind}; give the path of a picture")
-            if status.st_size == 0:
-                raise PictureError(f"{name}: is empty (zero bytes)")
-            with open(source, "rb") as file:  # noqa: PTH123
-                return _decode(file, name)
-        except FileNotFoundError:
-            raise PictureError(f"{name}: there is no such file") from None
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            raise PictureError(f"{name}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
-    if isinstance(source, Image.Image):
-        _refuse_bomb(source.size, "the picture")
-        return _loaded(source, "the picture")
-    return _decode(source, str(getattr(source, "name", "the picture")))
-
-
-def _decode(file: BinaryIO, name: str) -> Image.Image:
-    try:
-        picture = Image.open(file, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(f"{name}: has more than {MAX_PIXELS:,} pixels; shrink it first") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{name}: is not a picture ({', '.join(FORMATS)}), or its head is damaged") from None
-    except Exception as error:  # Pillow's readers raise whatever the damage happens to trigger
-        raise PictureError(f"{name}: is damaged ({error})") from None
-    _refuse_bomb(picture.size, name)
-    return _loaded(picture, name)
-
-
-def _refuse_bomb(size: tuple[int, int], name: str) -> None:
-    if math.prod(size) > MAX_PIXELS:
-        raise PictureError(f"{name}: has {size[0]:,} x {size[1]:,} pixels, more than {MAX_PIXELS:,}; shrink it first")
-
-
-def _loaded(picture: Image.Image, name: str) -> Image.Image:
-    try:
-        picture.load()
-    except Exception as error:  # as above
-        raise PictureError(f"{name}: is truncated or damaged ({error})") from None
-    # Damaged EXIF data raise anything, and are no reason to refuse a picture that could be decoded.
-    with contextlib.suppress(Exception):
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(picture)
-    return picture
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    name = f"the array of {array.dtype} {list(array.shape)}"
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise PictureError(f"{name}: is not of the shape [H, W] or [H, W, 1, 3 or 4]")
-    _refuse_bomb((array.shape[1], array.shape[0]), name)
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
-        array = array / np.float32(65535)
-    elif array.dtype.kind == "f":
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise PictureError(f"{name}: has values outside 0 to 1")
-    elif array.dtype != np.uint8:
-        raise PictureError(f"{name}: is not of the type bool, uint8, uint16 or float")
-    if array.dtype != np.uint8:
-        array = np.rint(array * 255).astype(np.uint8) if array.ndim == 3 else array.astype(np.float32)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def to_grey(picture: Image.Image) -> Floats:
-    """The brightness of an open picture, float32 [H, W] from 0 (black) to 1.
-
-    Transparency is laid on white, or on black where all that can be seen is light.  8-bit greys come out as v / 255
-    exactly.  What is twice as large as `MOST_SIDE` or more is shrunk.
-    """
-    factor = max(picture.size) // MOST_SIDE
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = _deep_grey(picture)
-        return grey if factor <= 1 else np.asarray(Image.fromarray(grey).reduce(factor))
-    transparent = picture.has_transparency_data
-    if transparent:
-        picture = picture.convert("RGBA")
-    elif picture.mode not in ("L", "RGB"):
-        # CMYK and the rarer colour spaces reach grey only by way of RGB.
-        picture = picture.convert("L" if picture.mode in ("1", "P") else "RGB")
-    if factor > 1:
-        picture = picture.reduce(factor)
-    if not transparent:
-        return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
-    grey, cover = (np.asarray(band, dtype=np.float32) / np.float32(255) for band in picture.convert("LA").split())
-    seen = grey[cover > 0.5]
-    backdrop = np.float32(0 if cover.min() < 0.5 and seen.size and seen.min() > 0.5 else 1)
-    flat: Floats = grey * cover + backdrop * (1 - cover)
-    return flat
-
-
-def _deep_grey(picture: Image.Image) -> Floats:
-    """The brightness of a picture of 16 or 32 bits, whose white is 65535, or for floats and ints what fits them."""
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-    brightest = 65535 if picture.mode.startswith("I;") else float(values.max())
-    white = next((white for white in (1, 255, 65535) if brightest <= white), brightest)
-    grey: Floats = np.clip(values / np.float32(white), 0, 1)
-    return grey
 
 
 # ---- From a picture to EMNIST's form ----

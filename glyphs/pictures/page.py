@@ -4,7 +4,7 @@
 
 The paper is levelled, ruled lines and the boxes of form fields are taken away, connected ink is grouped into lines,
 and what may be several characters is cut where its strokes are thin: more often than needed, because only recognition
-can tell where one character ends (see glyphs.reader).
+can tell where one character ends (see glyphs.inference.reader).
 """
 
 import itertools
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.preprocess import Floats, Mask, resize
+from glyphs.pictures.decode import Floats
+from glyphs.pictures.glyph import Mask, resize
 
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most

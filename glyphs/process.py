@@ -1,17 +1,13 @@
-"""What the scripts share: settings as flags, and errors and signals as exit statuses."""
+"""How a process starts, is interrupted and ends: errors and signals as exit statuses."""
 
-import argparse
-import dataclasses
-import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
-from glyphs.config import Config
 from glyphs.errors import GlyphError
+from glyphs.text import one_line
 
 USER_ERROR = 2
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -23,52 +19,6 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
-
-
-def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[str]]) -> None:
-    """Add a flag for each Config field: `batch_size` becomes `--batch-size`, a bool gets a `--no-` twin.
-
-    Flags that are not given leave no attribute behind, so `given_settings` can tell them from defaults.
-    """
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    for title, names in groups.items():
-        group = parser.add_argument_group(title)
-        for name in names:
-            field = fields[name]
-            metadata = field.metadata
-            flag = "--" + (metadata["flag"] or name).replace("_", "-")
-            default = field.default
-            if default is None:
-                default = "all" if metadata["type"] is int else "none"
-            options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-            if metadata["type"] is bool:
-                default = "on" if field.default else "off"
-                options["action"] = argparse.BooleanOptionalAction
-            else:
-                options["type"] = metadata["type"]
-                if metadata["choices"]:
-                    options["choices"] = metadata["choices"]
-                else:
-                    options["metavar"] = {int: "N", float: "X", str: "PATH"}[metadata["type"]]
-            group.add_argument(flag, help=f"{metadata['help']} (default: {default})", **options)
-
-
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The Config fields whose flags were on the command line."""
-    names = {field.name for field in dataclasses.fields(Config)}
-    return {name: value for name, value in vars(arguments).items() if name in names}
-
-
-def import_public(module: str, names: Mapping[str, str], name: str) -> Any:
-    """A script's public name, from the module that `names` gives for it; for its module-level `__getattr__`."""
-    if name not in names:
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(names[name]), name)
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks or control characters, which a file's name may hold."""
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def launched() -> bool:

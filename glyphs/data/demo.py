@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from glyphs.augment import augment
+from glyphs.data.augment import augment
 from glyphs.errors import DataError
-from glyphs.runtime import address
+from glyphs.randomness import address
 
 DEMO_CLASSES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 FONTS = (

@@ -8,7 +8,6 @@ latest_checkpoint.pth, so `trainer.resume(checkpoint)` ends with the same weight
 """
 
 import contextlib
-import copy
 import csv
 import functools
 import io
@@ -28,68 +27,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from glyphs.checkpoint import save_checkpoint
-from glyphs.cli import SIGNALS, Interrupted
 from glyphs.config import Config
+from glyphs.data.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, start_anew
+from glyphs.devices import autocast_dtype, choose_device, use_deterministic_algorithms
 from glyphs.distributed import Exchange, Orders, average_gradients, barrier, rank, spread_buffers, total, world_size
 from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.runtime import (
-    Counted,
-    Divisible,
-    Loader,
-    address,
-    autocast_dtype,
-    choose_device,
-    fetch_steps,
-    own_share,
-    require_batches,
-    seed_everything,
-    start_anew,
-    use_deterministic_algorithms,
-)
+from glyphs.process import SIGNALS, Interrupted
+from glyphs.randomness import address, seed_everything
+from glyphs.training.checkpoint import save_checkpoint
+from glyphs.training.early_stopping import EarlyStopping
+from glyphs.training.loss import make_criterion
+from glyphs.training.schedule import LONGEST_WARMUP, PLATEAU_PATIENCE, cosine_with_warmup
 
 MAX_GRADIENT_NORM = 1.0
-PLATEAU_PATIENCE = 3  # epochs without a better validation loss before the plateau schedule lowers the rate
-LONGEST_WARMUP = 0.2  # of the run, so that a run of two epochs is not all warm-up
 
 BEST_MODEL = "best_model.pth"
 LATEST_CHECKPOINT = "latest_checkpoint.pth"
-
-
-class EarlyStopping:
-    """Tell when the validation loss has stopped falling, and keep the weights that had the lowest."""
-
-    def __init__(self, patience: int = 10) -> None:
-        self.patience = patience
-        self.best_loss = math.inf
-        self.epochs_without_gain = 0
-        self.best_weights: dict[str, Tensor] | None = None
-
-    @property
-    def should_stop(self) -> bool:
-        return self.epochs_without_gain >= self.patience
-
-    def update(self, val_loss: float, model: nn.Module) -> None:
-        """Take note of an epoch's validation loss; keep a copy of the weights where it is the lowest so far."""
-        if val_loss < self.best_loss:
-            self.best_loss = val_loss
-            self.epochs_without_gain = 0
-            self.best_weights = copy.deepcopy(model.state_dict())
-        else:
-            self.epochs_without_gain += 1
-
-    def restore(self, model: nn.Module) -> None:
-        """Put the best weights back into the model."""
-        if self.best_weights is not None:
-            model.load_state_dict(self.best_weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "patience"}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
@@ -103,62 +58,6 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
         lr=config.learning_rate,
         fused=True,
     )
-
-
-class LogitAdjustedLoss(nn.CrossEntropyLoss):
-    """Cross-entropy of logits to which the logarithm of each class's share of the data is added.
-
-    What the data's frequencies explain, the model then need not: its own logits are those of a uniform prior
-    (Menon et al., arXiv 2007.07314, equation 10).
-
-    Labels are smoothed towards the prior.  At the loss's optimum the model's own probabilities are as the target over
-    the prior: smoothed towards the uniform distribution, the rarest class would have the highest of them everywhere.
-
-    Parameters
-    ----------
-    class_counts : [C], training images of each class.
-    label_smoothing : share of the target that is spread over the classes, in proportion to their counts.
-    """
-
-    def __init__(self, class_counts: Tensor, label_smoothing: float) -> None:
-        super().__init__(label_smoothing=label_smoothing)
-        self.log_prior: Tensor
-        counts = class_counts.double().clamp(min=1)
-        self.register_buffer("log_prior", (counts / counts.sum()).log().float())
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        log_probabilities = (logits + self.log_prior).log_softmax(dim=1)
-        by_label = F.nll_loss(log_probabilities, labels)
-        by_prior = -(log_probabilities @ self.log_prior.exp()).mean()
-        return (1 - self.label_smoothing) * by_label + self.label_smoothing * by_prior
-
-
-def make_criterion(config: Config, train_loader: Loader, num_classes: int) -> nn.CrossEntropyLoss:
-    """Cross-entropy with label smoothing (arXiv 1512.00567, section 7), for the class prior that the settings name.
-
-    Raises
-    ------
-    ConfigError : the prior is to be uniform, but the loader does not know how many images a class has.
-    """
-    if config.class_prior == "data":
-        return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    if not isinstance(train_loader, Counted):
-        raise ConfigError(
-            "class_prior 'uniform' needs a training loader with a method class_counts(num_classes); add one, or "
-            "choose 'data'"
-        )
-    return LogitAdjustedLoss(train_loader.class_counts(num_classes), config.label_smoothing)
-
-
-def cosine_with_warmup(progress: float, warmup: float) -> float:
-    """The share of the highest learning rate at a point of the run.
-
-    Rises linearly from 0 over the first `warmup` of the run, then falls to 0 along half a cosine (arXiv 1608.03983);
-    both arguments are fractions of the run.
-    """
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
 def is_finished(checkpoint: Mapping[str, Any]) -> bool:
@@ -180,7 +79,7 @@ class Trainer:
     Parameters
     ----------
     model : moved to the device that the settings name.
-    train_loader, val_loader : sized iterables of (images, labels); see `glyphs.data` for what a batch is.
+    train_loader, val_loader : sized iterables of (images, labels); see `glyphs.data.loaders` for what a batch is.
     class_names : stored in the checkpoints, one for each output of the model.
 
     Raises

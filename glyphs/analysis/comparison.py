@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from glyphs import plots
-from glyphs.cli import one_line
-from glyphs.evaluate import Evaluation, table
-from glyphs.results import csv_cell
+from glyphs.evaluation.metrics import Evaluation
+from glyphs.text import csv_cell, one_line, table
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95

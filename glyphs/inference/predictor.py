@@ -22,10 +22,11 @@ from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, valid_utf8
-from glyphs.page import Page, find_lines
-from glyphs.preprocess import Mode, open_picture, preprocess, to_grey
-from glyphs.reader import read_page
-from glyphs.results import Candidate, Prediction, Reading, Status
+from glyphs.inference.reader import read_page
+from glyphs.inference.rows import Candidate, Prediction, Reading, Status
+from glyphs.pictures.decode import open_picture, to_grey
+from glyphs.pictures.glyph import Mode, preprocess
+from glyphs.pictures.page import Page, find_lines
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -306,9 +307,9 @@ def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> 
     """
     import torch
 
-    from glyphs.checkpoint import load_model
+    from glyphs.devices import choose_device, explain_out_of_memory, limit_threads
     from glyphs.model import ViewAverage
-    from glyphs.runtime import choose_device, explain_out_of_memory, limit_threads
+    from glyphs.training.checkpoint import load_model
 
     limit_threads()
     where = choose_device(device)

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from glyphs.cpus import usable_cpus
 from glyphs.errors import DataError, PictureError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
-from glyphs.pictures import PictureFolder, is_folder, is_hidden
-from glyphs.preprocess import SIDE, VERSION, Glyph, Mode, preprocess
-from glyphs.runtime import address
+from glyphs.pictures.find import PictureFolder, is_folder, is_hidden
+from glyphs.pictures.glyph import SIDE, VERSION, Glyph, Mode, preprocess
+from glyphs.randomness import address
 
 IMAGE_BYTES = SIDE * SIDE
 PIXELS = "glyphs.u8"

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from glyphs.data.protocols import Loader, fetch_steps, require_batches
+from glyphs.devices import autocast_dtype
 from glyphs.errors import TrainingError
 from glyphs.model import modes_kept
-from glyphs.runtime import Loader, autocast_dtype, fetch_steps, require_batches
 
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from glyphs.cli import one_line
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replacing, valid_utf8
+from glyphs.text import csv_cell, one_line
 
 Status = Literal["ok", "uncertain", "no_glyph", "several_glyphs", "failed"]
 TextStatus = Literal["ok", "uncertain", "no_glyph", "joined_script", "failed"]
 STDIN = "-"
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 ROW_START = b'{"file": '
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
 
 
 class Candidate(NamedTuple):
@@ -219,13 +218,6 @@ def write_csv(path: Path, top_k: int | None) -> Iterator[ResultFile]:
 
         yield ResultFile(write)
         text.detach()
-
-
-def csv_cell(value: object) -> object:
-    """The value, text without control characters and never a formula."""
-    if not isinstance(value, str):
-        return value
-    return ("'" if value.startswith(FORMULA_STARTS) else "") + one_line(value)
 
 
 @contextlib.contextmanager

@@ -47,13 +47,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from glyphs.cli import SIGNALS, one_line
 from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import replace_file
-from glyphs.predict import CHUNK, GlyphPredictor, Prepared, choose_columns
-from glyphs.preprocess import MAX_PIXELS, open_picture
-from glyphs.results import Prediction, json_row
+from glyphs.inference.predictor import CHUNK, GlyphPredictor, Prepared, choose_columns
+from glyphs.inference.rows import Prediction, json_row
+from glyphs.pictures.decode import MAX_PIXELS, open_picture
+from glyphs.process import SIGNALS
+from glyphs.text import one_line
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE = Path(__file__).parent / "page"
@@ -723,7 +724,7 @@ def stored_facts(model: Path) -> dict[str, Any]:
         metadata = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).get_modelmeta()
         known = metadata.custom_metadata_map
         return {"classes": json.loads(known["class_names"]), "metrics": json.loads(known.get("metrics", "{}"))}
-    from glyphs.checkpoint import load_checkpoint
+    from glyphs.training.checkpoint import load_checkpoint
 
     content = load_checkpoint(model)
     return {"classes": content["class_names"], "metrics": content["metrics"]}

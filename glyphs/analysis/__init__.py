@@ -1,0 +1,1 @@
+"""Models taken apart and side by side."""

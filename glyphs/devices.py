@@ -1,0 +1,83 @@
+"""The machine: device, threads, precision and what it has memory for."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from glyphs.cpus import usable_cpus
+from glyphs.distributed import world_size
+from glyphs.errors import ConfigError, TrainingError
+from glyphs.process import launched
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device: for each process that torchrun started on this machine, its own.
+
+    Raises
+    ------
+    ConfigError : `cuda` was asked for and there is none, or there are fewer than processes.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world_size() > 1:
+        number, there_are = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= there_are:
+            raise ConfigError(
+                f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has {there_are} CUDA devices; "
+                f"start no more processes than that, or use --device cpu"
+            )
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for the first line of a run."""
+    cuda = device.type == "cuda"
+    words = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    return words if world_size() == 1 else f"{world_size()} processes ({words} each)"
+
+
+def limit_threads() -> None:
+    """Use as many threads as this process may run at once, not as many as the host has.
+
+    PyTorch's own number (a thread for each physical core) misses a container's CPU quota; threads beyond it only wait
+    for each other.  torchrun lets it start with one thread, which is no limit.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()) if not launched() else usable_cpus())
+
+
+def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The dtype that training computes in.
+
+    precision : `float32`, `bfloat16` or `auto`: bfloat16 on CUDA, float16 on GPUs before Ampere, float32 on CPU.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def use_deterministic_algorithms(on: bool) -> None:
+    """On CUDA, choose only kernels that give the same bits every time; on CPU they all do."""
+    if on:
+        # cuBLAS reads this when it first starts; without it PyTorch refuses to promise determinism.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports PyTorch's compiler, for a second or two
+        torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = not on
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn CUDA's out-of-memory error into a TrainingError that names the batch size and the next to try."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        remedy = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "no smaller batch is left"
+        raise TrainingError(f"CUDA ran out of memory at --batch-size {batch_size}; {remedy}") from None

@@ -1,0 +1,1 @@
+"""What a model is worth: evaluator, metrics, reports, calibration."""

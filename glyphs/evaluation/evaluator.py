@@ -1,0 +1,120 @@
+"""Evaluation: one pass over a test set, and the numbers, reports and pictures that follow from its logits."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from glyphs.data.protocols import Divisible, Loader, own_share
+from glyphs.distributed import merge_rows, total, world_size
+from glyphs.errors import CheckpointError, DataError
+from glyphs.evaluation.metrics import Evaluation
+from glyphs.model import EnhancedGlyphCNN, ViewAverage, modes_kept
+
+
+class Evaluator:
+    """Runs a model over a test set.
+
+    Parameters
+    ----------
+    model : it and its parts, such as batch norms that were frozen, are left in the modes that they were in.
+    class_names : in the order of the model's outputs.
+    device : where to compute; by default where the model is.  The model is moved there.
+
+    Raises
+    ------
+    CheckpointError : the model has another number of classes than there are names.
+    """
+
+    def __init__(
+        self,
+        model: EnhancedGlyphCNN | ViewAverage,
+        class_names: Sequence[str],
+        device: torch.device | str | None = None,
+    ) -> None:
+        if model.num_classes != len(class_names):
+            raise CheckpointError(
+                f"the model tells {model.num_classes} classes apart, but the data has {len(class_names)}; "
+                "evaluate it on the data set and split that it was trained on"
+            )
+        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        self.model = model.to(self.device)
+        self.class_names = list(class_names)
+
+    def evaluate(self, loader: Loader) -> Evaluation:
+        """Classify every image once.
+
+        Where several processes work together, each classifies its share, and all get the whole.
+
+        Parameters
+        ----------
+        loader : a sized iterable of batches: images [N, 1, H, W], uint8 or float in 0..1; labels int64 [N].
+
+        Raises
+        ------
+        DataError : there is no image, or a label outside the classes.
+        CheckpointError : the model's outputs are not finite.
+        ConfigError : the loader cannot be shared out among the processes there are.
+        """
+        loader = own_share(loader)
+        logits: list[Tensor] = []
+        labels: list[Tensor] = []
+        mistakes: list[Tensor] = []
+        with modes_kept(self.model), torch.inference_mode():
+            self.model.eval()
+            for images, truth in tqdm(loader, desc="evaluating", unit="batch", disable=None):
+                logits.append(self.model(images.to(self.device)).float().cpu())
+                labels.append(truth.cpu())
+                # Only the images of mistakes are kept: they are few, and the only ones shown.
+                wrong = logits[-1].argmax(dim=1) != labels[-1]
+                mistakes.append(as_bytes(images[wrong.to(images.device)]).cpu())
+        # Joined outside inference mode, so that what is returned are ordinary tensors.
+        if isinstance(loader, Divisible) and world_size() > 1:
+            return self._merge(loader.places, torch.cat(logits), torch.cat(labels), torch.cat(mistakes))
+        return Evaluation(
+            self.class_names,
+            self._checked_logits(logits),
+            self._checked_labels(labels),
+            torch.cat(mistakes) if len({batch.shape[1:] for batch in mistakes}) == 1 else None,
+            self.model.temperature.item(),
+        )
+
+    def _merge(self, places: Tensor, logits: Tensor, labels: Tensor, images: Tensor) -> Evaluation:
+        """One evaluation, in the undivided order, from what each process has: rows for `places`, images of mistakes."""
+        count = int(total(torch.tensor(len(places))))
+        own_mistakes = places[logits.argmax(dim=1) != labels]
+        logits, labels = merge_rows(logits, places, count), merge_rows(labels, places, count)
+        merged = Evaluation(
+            self.class_names,
+            self._checked_logits([logits]),
+            self._checked_labels([labels]),
+            None,
+            self.model.temperature.item(),
+        )
+        at = torch.searchsorted(merged.mistakes, own_mistakes)
+        return dataclasses.replace(merged, mistake_images=merge_rows(images, at, len(merged.mistakes)))
+
+    def _checked_logits(self, batches: list[Tensor]) -> Tensor:
+        if sum(map(len, batches)) == 0:
+            raise DataError("there is no image to evaluate on")
+        logits = torch.cat(batches)
+        if not logits.isfinite().all():
+            raise CheckpointError("the model's outputs are not finite numbers: its weights are damaged")
+        return logits
+
+    def _checked_labels(self, batches: list[Tensor]) -> Tensor:
+        labels = torch.cat(batches)
+        outside = ((labels < 0) | (labels >= len(self.class_names))).nonzero()
+        if len(outside):
+            at = int(outside[0])
+            raise DataError(
+                f"label {int(labels[at])} of image {at} is out of range for {len(self.class_names)} classes"
+            )
+        return labels
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images as uint8, whether they are already, or float in 0..1."""
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)

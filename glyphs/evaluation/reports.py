@@ -1,0 +1,134 @@
+"""The reports of an evaluation: metrics.json, texts and plots."""
+
+import json
+from pathlib import Path
+
+from sklearn.metrics import classification_report
+from torch import Tensor
+
+from glyphs import plots
+from glyphs.evaluation.metrics import Evaluation, calibration_bins, metrics
+from glyphs.files import replace_file
+from glyphs.text import heading, one_line, table
+
+LISTED = 10  # lines in each list of the misclassification analysis
+SHEET_IMAGES = 48
+
+
+def write_reports(
+    evaluation: Evaluation, output_dir: Path, *, split: str, checkpoint: str
+) -> dict[str, int | float | str]:
+    """Write the metrics, two text reports and five pictures into an existing folder, and return the metrics.
+
+    Parameters
+    ----------
+    split, checkpoint : what was evaluated, for the record.
+
+    Raises
+    ------
+    GlyphError : as `glyphs.files.replace_file` does.
+    """
+    result = {"split": split, "checkpoint": checkpoint, **metrics(evaluation)}
+    names = evaluation.class_names
+    write_text(output_dir / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False))
+    write_text(output_dir / "classification_report.txt", report_classes(evaluation))
+    write_text(output_dir / "misclassification_analysis.txt", analyse_mistakes(evaluation))
+    confusion = evaluation.confusion.numpy()
+    plots.plot_confusion_matrix(confusion, names, output_dir / "confusion_matrix.png", normalized=False)
+    plots.plot_confusion_matrix(confusion, names, output_dir / "confusion_matrix_normalized.png", normalized=True)
+    plots.plot_per_class_accuracy(
+        evaluation.class_accuracies.numpy(),
+        evaluation.class_counts.numpy(),
+        names,
+        output_dir / "per_class_accuracy.png",
+    )
+    correct = evaluation.predictions == evaluation.labels
+    plots.plot_reliability(
+        calibration_bins(evaluation.confidences, correct).numpy(),
+        calibration_bins(evaluation.uncalibrated_confidences, correct).numpy(),
+        output_dir / "reliability_diagram.png",
+    )
+    if evaluation.mistake_images is not None:
+        order = by_confidence(evaluation)[:SHEET_IMAGES]
+        shown = evaluation.mistakes[order]
+        plots.plot_misclassified(
+            evaluation.mistake_images[order, 0].numpy(),
+            [names[i] for i in evaluation.labels[shown]],
+            [names[i] for i in evaluation.predictions[shown]],
+            evaluation.confidences[shown].tolist(),
+            output_dir / "misclassified.png",
+        )
+    return result
+
+
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, (text.rstrip("\n") + "\n").encode())
+
+
+def by_confidence(evaluation: Evaluation) -> Tensor:
+    """Positions in `evaluation.mistakes`, the most confident first; equals in the order of the test set."""
+    return evaluation.confidences[evaluation.mistakes].argsort(descending=True, stable=True)
+
+
+def report_classes(evaluation: Evaluation) -> str:
+    """scikit-learn's precision, recall and F1 of every class, those without images included."""
+    report = classification_report(
+        evaluation.labels.numpy(),
+        evaluation.predictions.numpy(),
+        labels=range(len(evaluation.class_names)),
+        target_names=[one_line(name) for name in evaluation.class_names],
+        digits=4,
+        zero_division=0,
+    )
+    return str(report)
+
+
+def analyse_mistakes(evaluation: Evaluation) -> str:
+    """What goes wrong most often, where, and how surely, as text."""
+    names = [one_line(name) for name in evaluation.class_names]
+    counts = evaluation.class_counts
+    wrong = evaluation.confusion - evaluation.confusion.diag().diag()
+    n, mistakes = len(evaluation.labels), len(evaluation.mistakes)
+    error = evaluation.accuracy_standard_error
+    lines = [
+        f"Accuracy {evaluation.accuracy:.2%} ± {error:.2%} (one binomial standard error)",
+        f"{mistakes:,} of {n:,} images misclassified",
+    ]
+    if mistakes == 0:
+        return "\n".join([*lines, "", "There are no mistakes to analyse."])
+
+    cells = wrong.flatten().argsort(descending=True, stable=True)[:LISTED].tolist()
+    pairs = [divmod(cell, len(names)) for cell in cells if wrong.flatten()[cell] > 0]
+    lines += heading(f"The {len(pairs)} most frequent confusions")
+    lines += table(
+        "<>>",
+        ["true -> predicted", "count", "of the true class"],
+        [[f"{names[t]} -> {names[p]}", f"{wrong[t, p]:,}", f"{wrong[t, p] / counts[t]:.1%}"] for t, p in pairs],
+    )
+
+    # A class without images has no accuracy: NaN sorts last.
+    worst = [c for c in evaluation.class_accuracies.argsort(stable=True).tolist() if counts[c]][:LISTED]
+    lines += heading(f"The {len(worst)} worst classes")
+    rows = []
+    for c in worst:
+        taken_for, times = int(wrong[c].argmax()), int(wrong[c].max())
+        mostly = f"{names[taken_for]} ({times:,} of them)" if times else "-"
+        rows.append([names[c], f"{evaluation.class_accuracies[c]:.1%}", f"{counts[c]:,}", mostly])
+    lines += table("<>><", ["class", "accuracy", "images", "mostly taken for"], rows)
+
+    shown = evaluation.mistakes[by_confidence(evaluation)[:LISTED]].tolist()
+    lines += heading(f"The {len(shown)} most confident mistakes")
+    lines += table(
+        "><<>",
+        ["test index", "true", "predicted", "confidence"],
+        [
+            [
+                str(i),
+                names[evaluation.labels[i]],
+                names[evaluation.predictions[i]],
+                f"{evaluation.confidences[i]:.2%}",
+            ]
+            for i in shown
+        ],
+    )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Reading with a trained model: predictor, text, rows of results, service."""

@@ -1,0 +1,29 @@
+"""Words for people: one line, a table, a cell of a spreadsheet."""
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks or control characters, which a file's name may hold."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def heading(text: str) -> list[str]:
+    return ["", text, "-" * len(text)]
+
+
+def table(alignment: str, header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of columns as wide as their widest entry, each aligned to the left (<) or to the right (>)."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(f"{entry:{side}{width}}" for entry, side, width in zip(row, alignment, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
+
+
+def csv_cell(value: object) -> object:
+    """The value, text without control characters and never a formula."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(FORMULA_STARTS) else "") + one_line(value)
