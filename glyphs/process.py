@@ -32,6 +32,11 @@ def silence() -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open
 
 
+def say(text: str) -> None:
+    """Talk to the person at the terminal; results go to stdout."""
+    print(text, file=sys.stderr)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Run a script's main function and return its exit status.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from enhanced_glyph_recognition import build_parser
 from glyphs.commands.settings import given_settings
+from glyphs.commands.train_arguments import build_parser
 from glyphs.config import Config, get_default_config, read_config
 from glyphs.errors import ConfigError
 from tests.conftest import ROOT, refused

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-import enhanced_glyph_recognition
-import inference
-import model_utils
+from glyphs.commands import model_arguments, read_arguments, train_arguments
 from tests.conftest import run_python
 from tests.small import draw_glyph, save_small_checkpoint
 
@@ -19,9 +17,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "QUICKSTART.md"]
 SUBJECTS = ("PERFORMANCE", "SCALING", "TEXT", "SERVICE")
 PAGES = [*DOCUMENTS, *(ROOT / "docs" / f"{subject}.md" for subject in SUBJECTS)]
 PARSERS = {
-    "enhanced_glyph_recognition.py": enhanced_glyph_recognition.build_parser,
-    "inference.py": inference.build_parser,
-    "model_utils.py": model_utils.build_parser,
+    "enhanced_glyph_recognition.py": train_arguments.build_parser,
+    "inference.py": read_arguments.build_parser,
+    "model_utils.py": model_arguments.build_parser,
 }
 
 

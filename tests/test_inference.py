@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import inference
+from glyphs.commands.read import SOME_FAILED
 from glyphs.errors import CheckpointError, ConfigError, DataError
 from glyphs.model import ViewAverage
 from glyphs.pictures.glyph import preprocess
@@ -92,12 +93,12 @@ def test_an_interrupted_jsonl_run_goes_on(
     output = tmp_path / "results.jsonl"
     (pictures / "aa.png").touch()
     command = ("--model", model, "--batch", pictures, "--output", output)
-    assert infer(*command) == inference.SOME_FAILED
+    assert infer(*command) == SOME_FAILED
     whole = output.read_bytes()
     output.write_bytes(whole[: len(whole) * 2 // 3])
     done = output.read_bytes().count(b"\n")
     capsys.readouterr()
-    assert infer(*command) == inference.SOME_FAILED  # the failed row is of the first run
+    assert infer(*command) == SOME_FAILED  # the failed row is of the first run
     assert output.read_bytes() == whole
     error = capsys.readouterr().err
     assert f"holds {done} rows" in error
@@ -130,7 +131,7 @@ def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path, capsys: py
     (folder / "esc\x1b[2J\n.png").touch()
     (folder / os.fsdecode(b"caf\xe9.png")).touch()
     output = tmp_path / "r.json"
-    assert infer("--model", model, "--batch", folder, "--output", output) == inference.SOME_FAILED
+    assert infer("--model", model, "--batch", folder, "--output", output) == SOME_FAILED
     rows = {row["file"]: row for row in json.loads(output.read_text(encoding="utf-8"))}
     bad = {"bomb.png", "truncated.png", "text.png", "empty.png", "loop.png", "dangling.png", "pipe.png"}
     bad |= {"esc\x1b[2J\n.png", "caf\\xe9.png"}
@@ -148,7 +149,7 @@ def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path, capsys: py
     assert not any("\x1b" in line for line in lines)
     # The same as separate images, with a folder and a missing one.
     names = [folder / "a.png", folder / "folder.png", folder / "missing.png", folder / "z.png"]
-    assert infer("--model", model, "--image", *names) == inference.SOME_FAILED
+    assert infer("--model", model, "--image", *names) == SOME_FAILED
     captured = capsys.readouterr()
     assert [line.split("\t")[1] for line in captured.out.splitlines()] == ["ok", "failed", "failed", "ok"]
     assert "is a folder" in captured.err
@@ -194,7 +195,7 @@ def test_a_drawing(
     with Image.open("prediction.png") as drawing:
         drawing.verify()
     assert "prediction.png" in capsys.readouterr().err
-    assert infer("--model", model, "--visualize", "other.png", "--image", "missing.png") == inference.SOME_FAILED
+    assert infer("--model", model, "--visualize", "other.png", "--image", "missing.png") == SOME_FAILED
     assert not Path("other.png").exists()
 
 
@@ -253,7 +254,7 @@ def test_the_default_model_is_named(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, shipped = tmp_path / "outputs" / "best_model.pth", tmp_path / "pretrained" / "glyphs47.pth"
-    monkeypatch.setattr(inference, "DEFAULT_MODELS", (trained, shipped))
+    monkeypatch.setattr("glyphs.commands.read.DEFAULT_MODELS", (trained, shipped))
     with pytest.raises(CheckpointError, match="--model"):
         infer("--image", pictures / "a.png")
     for path in (shipped, trained):

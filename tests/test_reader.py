@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import inference
 from benchmarks.text import edit_distance, plain
+from glyphs.commands.read import SOME_FAILED
 from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
 from glyphs.inference.predictor import GlyphPredictor
@@ -167,7 +168,7 @@ def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.Captur
     (folder / "c.png").touch()
     command = ["--model", str(model), "--batch", str(folder), "--text", "--output"]
     for name in ("r.json", "r.csv", "r.jsonl"):
-        assert inference.main([*command, str(tmp_path / name)]) == inference.SOME_FAILED
+        assert inference.main([*command, str(tmp_path / name)]) == SOME_FAILED
     rows = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [row["status"] for row in rows] == ["ok", "no_glyph", "failed"]
     assert list(rows[0]) == ["file", "status", "text", "confidence", "lines", "error"]
@@ -179,7 +180,7 @@ def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.Captur
     table = list(csv.DictReader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()))
     assert list(table[0]) == ["file", "status", "text", "confidence", "error"]
     capsys.readouterr()
-    assert inference.main([*command, str(tmp_path / "r.jsonl")]) == inference.SOME_FAILED
+    assert inference.main([*command, str(tmp_path / "r.jsonl")]) == SOME_FAILED
     assert "holds 3 rows" in capsys.readouterr().err
 
 

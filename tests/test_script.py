@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from enhanced_glyph_recognition import REPORTS, main
+from enhanced_glyph_recognition import main
+from glyphs.commands.runs import REPORTS
+from glyphs.commands.train import confirmed
 from glyphs.distributed import Orders
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import Trainer
-from tests.conftest import write_emnist
+from tests.conftest import refused, write_emnist
 from tests.test_train import all_state, assert_identical
 
 ROOT = Path(__file__).parent.parent
@@ -303,14 +306,90 @@ def test_an_unfinished_run_is_not_lost_by_accident(tmp_path: Path, monkeypatch: 
     assert load_checkpoint(tmp_path / "latest_checkpoint.pth")["config"]["num_epochs"] == 1
 
 
-def test_a_new_run_leaves_no_report_of_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+
+
+def test_a_finished_run_is_not_lost_by_accident(tmp_path: Path) -> None:
+    quick(tmp_path, "--skip-eval")
+    (tmp_path / "run2").mkdir()
+    before = contents(tmp_path)
+    with refused(ConfigError, f"{tmp_path} holds a finished run", "--overwrite", f"--output-dir {tmp_path / 'run3'}"):
+        quick(tmp_path, "--skip-eval")
+    (tmp_path / "latest_checkpoint.pth").unlink()  # the model alone is worth as much
+    with refused(ConfigError, f"{tmp_path} holds a finished run"):
+        quick(tmp_path, "--skip-eval")
+    del before["latest_checkpoint.pth"]
+    assert contents(tmp_path) == before
+
+
+def test_an_overwritten_run_stays_until_its_successor_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     quick(tmp_path, "--skip-eval")
     for name in REPORTS:
         (tmp_path / name).touch()
     (tmp_path / "notes.txt").touch()
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def save_and_break(trainer: Trainer) -> None:
+            trainer.save()
+            raise RuntimeError("broken off")
+
+        patch.setattr(Trainer, "_train_epoch", save_and_break)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="broken off"):
+                quick(tmp_path, "--skip-eval", "--overwrite")
+    assert f"the earlier run is in {tmp_path / 'replaced'} until" in capsys.readouterr().err
+    assert contents(tmp_path / "replaced") == {name: before[name] for name in before if name != "notes.txt"}
+    assert (tmp_path / "replaced2" / "latest_checkpoint.pth").exists()
+    assert not any((tmp_path / name).exists() for name in REPORTS)
+    (tmp_path / "replaced2" / "mine.txt").touch()
+    quick(tmp_path, "--skip-eval", "--resume")
+    assert not (tmp_path / "replaced").exists()
+    assert set(contents(tmp_path / "replaced2")) == {"mine.txt"}
+    assert {"best_model.pth", "notes.txt", "history.csv"} <= set(contents(tmp_path))
+
+
+def test_reports_of_an_evaluation_go_beside_what_they_belong_to(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, shipped = tmp_path / "run", tmp_path / "shipped"
+    shutil.copytree(whole, run)
+    shipped.mkdir()
+    shutil.copy(whole / "best_model.pth", shipped / "glyphs.pth")
+    monkeypatch.chdir(tmp_path)
+    before = contents(run)
+    main(["--evaluate", str(shipped / "glyphs.pth"), "--device", "cpu"])
+    main(["--evaluate", "run/latest_checkpoint.pth", "--device", "cpu"])
+    assert {"metrics.json", "confusion_matrix.png"} <= set(contents(shipped / "glyphs-evaluation"))
+    assert {"metrics.json", "confusion_matrix.png"} <= set(contents(run / "latest_checkpoint-evaluation"))
+    with refused(ConfigError, "run holds the reports of another run", "glyphs-evaluation"):
+        main(["--evaluate", str(shipped / "glyphs.pth"), "--output-dir", "run"])
+    assert contents(run) == before
+    (run / "metrics.json").unlink()
+    main(["--evaluate", "run/best_model.pth", "--device", "cpu"])
+    assert json.loads((run / "metrics.json").read_text())["n"] == 1880
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "shipped"}
+
+
+def test_a_run_without_evaluation_says_where_the_model_is_and_what_comes_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     quick(tmp_path, "--skip-eval")
-    assert "replaces" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} & {*REPORTS, "notes.txt"} == {"history.csv", "notes.txt"}
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"the model is {tmp_path / 'best_model.pth'}; --evaluate ")
+    assert "inference.py --model" in last
+
+
+@pytest.mark.parametrize(("answers", "yes"), [("maybe\nJA\n\n", True), ("?\n No \n", False), ("hm\n", False)])
+def test_a_question_is_asked_until_it_is_answered(
+    answers: str, yes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answers))
+    assert confirmed("accept it?") is yes
+    assert capsys.readouterr().err.count("accept it? [Y/n]") == answers.count("\n") + (answers == "hm\n")
 
 
 def test_resuming_a_finished_run_goes_on_to_its_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,73 @@
+"""The evaluation of a checkpoint on the test images, with its reports; imports what training can do without."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glyphs.config import Config
+from glyphs.data.loaders import TensorLoader
+from glyphs.distributed import rank
+from glyphs.errors import CheckpointError, ConfigError
+from glyphs.evaluation.evaluator import Evaluator
+from glyphs.evaluation.reports import write_reports
+from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.process import say
+from glyphs.training.trainer import BEST_MODEL
+
+
+def evaluation_config(path: Path, trained_with: Config, given: dict[str, Any]) -> Config:
+    """The settings to evaluate a checkpoint with: those of its own data set and folder, unless others are given.
+
+    The reports of a run's best model on its own data lie with it; all others in a folder that is named after the
+    checkpoint, beside it.
+
+    Raises
+    ------
+    ConfigError : the reports would go where those of another run are.
+    """
+    # The seed too: it decides which pictures of a folder were held out.
+    same = {name: getattr(trained_with, name) for name in ("dataset", "emnist_split", "preprocess", "seed")}
+    own = same | ({"data_dir": trained_with.data_dir} if trained_with.dataset == "folder" else {})
+    own_data = all(given.get(name, value) == value for name, value in own.items())
+    of_its_run = path.name == BEST_MODEL and own_data
+    folder = path.parent if of_its_run else path.with_name(f"{path.stem}-evaluation")
+    config = Config.from_dict(same | {"output_dir": str(folder)} | given)
+    there = Path(config.output_dir) / BEST_MODEL
+    if there.exists() and not (of_its_run and there.samefile(path)):
+        raise ConfigError(
+            f"{config.output_dir} holds the reports of another run, or on other data; choose another --output-dir, "
+            f"or leave it out: then they go to {folder}"
+        )
+    return config
+
+
+def evaluate(
+    model: EnhancedGlyphCNN,
+    known: list[str],
+    path: Path,
+    loader: TensorLoader,
+    class_names: list[str],
+    config: Config,
+    device: torch.device,
+    *,
+    average_views: bool,
+) -> None:
+    """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
+    if known != class_names:
+        raise CheckpointError(
+            f"{path} knows {len(known)} classes ({known[0]} to {known[-1]}), the data has {len(class_names)} "
+            "others; choose the data that it was trained on with --dataset and --split"
+        )
+    split = config.emnist_split if config.dataset == "emnist" else config.dataset
+    evaluation = Evaluator(ViewAverage(model) if average_views else model, class_names, device).evaluate(loader)
+    if rank() > 0:
+        return
+    metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
+    print(
+        f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
+        f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "
+        f"look-alikes merged {metrics['merged_accuracy']:.2%}, loss {metrics['loss']:.3f}, "
+        f"calibration error {metrics['ece']:.3f})"
+    )
+    say(f"reports and plots are in {config.output_dir}")

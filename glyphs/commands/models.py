@@ -1,0 +1,115 @@
+"""What model_utils.py does: models analysed, compared, exported."""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from glyphs.analysis.analyzer import ModelAnalyzer, format_analysis, write_report
+from glyphs.analysis.comparator import ModelComparator
+from glyphs.commands.model_arguments import wants_data
+from glyphs.config import Config
+from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
+from glyphs.devices import explain_out_of_memory, limit_threads
+from glyphs.errors import CheckpointError, ConfigError
+from glyphs.export import check_packages, choose_format
+from glyphs.files import claim_folder, explain_write_error, replace_file
+from glyphs.process import say
+from glyphs.training.checkpoint import load_checkpoint
+
+PICTURES = Path("outputs")  # where pictures go without --output
+OF_THE_DATA = ("dataset", "emnist_split", "preprocess", "seed", "val_split", "max_train_images")
+
+
+def analyze_compare_or_export(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
+    limit_threads()
+    with explain_out_of_memory(config.batch_size):
+        if arguments.analyze:
+            analyze(arguments, config)
+        elif arguments.compare:
+            compare(arguments, config, given)
+        else:
+            export(arguments, given)
+
+
+def analyze(arguments: argparse.Namespace, config: Config) -> None:
+    analyzer = ModelAnalyzer(arguments.analyze, config.device, config.batch_size)
+    report = analyzer.analyze()
+    print(format_analysis(report))
+    if arguments.output:
+        write_report(arguments.output, report)
+    picture = picture_path(arguments.output, "analysis.png")
+    analyzer.plot(picture)
+    say_written(arguments.output, picture)
+
+
+def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
+    comparator = ModelComparator(arguments.compare, config.device, config.batch_size)
+    loader = class_names = None
+    split = ""
+    if wants_data(given):
+        first = comparator.analyzers[0]
+        settings = data_settings(first.description.settings, first.path, given)
+        with data_folder(settings):
+            loader, class_names = get_test_loader(settings)
+        split = settings.emnist_split if settings.dataset == "emnist" else settings.dataset
+    comparison = comparator.compare(loader, class_names, split)
+    print(comparison.to_text())
+    if arguments.output and arguments.output.suffix.lower() == ".csv":
+        replace_file(arguments.output, comparison.to_csv().encode())
+    elif arguments.output:
+        write_report(arguments.output, comparison.to_dict())
+    picture = picture_path(arguments.output, "comparison.png")
+    comparison.plot(picture)
+    say_written(arguments.output, picture)
+
+
+def export(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    source = arguments.export
+    format, output = choose_format(source, arguments.format, arguments.output)
+    if format != "onnx-int8" and (wants_data(given) or arguments.force):
+        raise ConfigError(f"--data-dir, --dataset, --split and --force are for onnx-int8; leave them out for {format}")
+    if format == "onnx-int8" and not wants_data(given):
+        raise ConfigError("onnx-int8 is calibrated on validation images: give the data by --data-dir")
+    check_packages(format)
+    validation = validation_loader(source, given) if format == "onnx-int8" else None
+    exported = ModelAnalyzer(source, "cpu").export(format, output, validation=validation, force=arguments.force)
+    print(exported.to_text())
+
+
+def validation_loader(source: Path, given: dict[str, Any]) -> TensorLoader:
+    """The images that were held out when the checkpoint was trained."""
+    content = load_checkpoint(source)
+    settings = data_settings(content["config"], source, given)
+    with data_folder(settings):
+        data = get_data_loaders(settings)
+    if data.class_names != content["class_names"]:
+        raise CheckpointError(
+            f"{source} knows {len(content['class_names'])} classes, the data has {len(data.class_names)} others; "
+            "choose the data that it was trained on by --dataset and --split"
+        )
+    return data.val
+
+
+def data_settings(settings: dict[str, Any], path: Path, given: dict[str, Any]) -> Config:
+    """The settings to load a model's data with: those of its training, unless others are given."""
+    same = {name: settings[name] for name in OF_THE_DATA if name in settings}
+    # Pictures of a folder were prepared beside the model.
+    return Config.from_dict(same | {"output_dir": str(path.parent)} | given)
+
+
+def data_folder(settings: Config) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs out of the folder of prepared pictures, where the data need one."""
+    return claim_folder(Path(settings.output_dir)) if settings.dataset == "folder" else contextlib.nullcontext()
+
+
+def picture_path(output: Path | None, name: str) -> Path:
+    """Where a picture goes: beside the report, else into outputs/, which is made where it is missing."""
+    folder = output.parent if output else PICTURES
+    with explain_write_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def say_written(*paths: Path | None) -> None:
+    say(f"written: {', '.join(str(path) for path in paths if path)}")

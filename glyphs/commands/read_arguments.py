@@ -1,0 +1,117 @@
+"""What inference.py is asked for; imports only what parsing needs, so that it answers at once."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from glyphs.commands.settings import add_settings, given_settings
+from glyphs.config import PREPROCESSING, Config
+
+
+def build_parser(description: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_argument_group("pictures (one of these)").add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", nargs="+", metavar="PATH", help="pictures; - is standard input")
+    what.add_argument("--batch", type=Path, metavar="DIR", help="all pictures in this folder and its sub-folders")
+    what.add_argument("--serve", action="store_true", help="those that come over HTTP, from the page of --serve too")
+
+    how = parser.add_argument_group("how to recognise them")
+    models = "outputs/best_model.pth, else pretrained/glyphs47.pth"
+    how.add_argument("--model", type=Path, metavar="FILE", help=f"a checkpoint or an .onnx file (default: {models})")
+    modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
+    how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
+    how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")
+    uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
+    how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
+    views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"
+    how.add_argument("--average-views", action="store_true", help=views)
+
+    text = parser.add_argument_group("text (docs/TEXT.md)")
+    text.add_argument("--text", action="store_true", help="read all characters of a picture, not the one it shows")
+    text.add_argument("--words", type=Path, metavar="FILE", help="the only words to answer, one on a line, with --text")
+
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--top-k", type=positive, default=5, metavar="N", help="likeliest classes (default: 5)")
+    answers.add_argument("--output", type=Path, metavar="FILE", help="results to a .json, .csv or .jsonl file")
+    drawing, drawn = Path("prediction.png"), "draw the picture, what the model saw and its answers, to PATH"
+    answers.add_argument(
+        "--visualize", nargs="?", const=drawing, type=Path, metavar="PATH", help=f"{drawn} (default: {drawing})"
+    )
+    saw = "what the model saw: DIR/NAME.png for each picture NAME"
+    answers.add_argument("--save-preprocessed", type=Path, metavar="DIR", help=saw)
+    service = parser.add_argument_group("service (with --serve)")
+    service.add_argument("--host", default=argparse.SUPPRESS, help="address to listen on (default: 127.0.0.1)")
+    service.add_argument("--port", type=port, default=argparse.SUPPRESS, metavar="N", help="port (default: 8000)")
+    token = "what clients must bring; made up where --host lets others in (default: none on this machine)"
+    service.add_argument("--token", default=argparse.SUPPRESS, help=token)
+    collect = "keep pictures that the page's user corrects in DIR/CLASS/, to train on"
+    service.add_argument("--collect", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=collect)
+    add_settings(parser, {"machine": ("device", "batch_size")})
+    return parser
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Namespace, Config]:
+    """The arguments, and the settings among them."""
+    parser = build_parser(description)
+    arguments = parser.parse_args(argv)
+    check(parser, arguments)
+    return arguments, Config.from_dict(given_settings(arguments))
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse combinations of arguments that would lose pictures or mix them up, or that mean nothing."""
+    if arguments.serve:
+        for name in ("output", "visualize", "save_preprocessed", "text", "words"):
+            if getattr(arguments, name):
+                parser.error(
+                    f"--serve answers over HTTP, one character a picture: leave out --{name.replace('_', '-')}"
+                )
+    if not arguments.serve and (given := service_settings(arguments)):
+        parser.error(f"--{next(iter(given))} is for --serve")
+    if arguments.visualize:
+        if arguments.batch or len(arguments.image) > 1:
+            parser.error("--visualize draws one picture: give one --image")
+        if arguments.visualize.suffix.lower() != ".png":
+            parser.error(f"--visualize writes PNG files: let {arguments.visualize} end in .png")
+        picture = Path(arguments.image[0])
+        if picture.exists() and arguments.visualize.exists() and arguments.visualize.samefile(picture):
+            parser.error(f"--visualize would replace the picture {arguments.visualize}")
+    if arguments.words and not arguments.text:
+        parser.error("--words is for --text")
+    if arguments.text and arguments.save_preprocessed:
+        parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
+    if arguments.text and arguments.mode == "plain":
+        parser.error("--text finds characters itself: leave --preprocess out")
+    if arguments.batch and arguments.save_preprocessed:
+        saved = Path(os.path.realpath(arguments.save_preprocessed))  # Path.resolve raises where links go in circles
+        if saved.is_relative_to(os.path.realpath(arguments.batch)):
+            parser.error("--save-preprocessed must not lie in --batch, where it would be read as more pictures")
+
+
+def service_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags of the service that were on the command line."""
+    return {name: value for name, value in vars(arguments).items() if name in ("host", "port", "token", "collect")}

@@ -1,0 +1,73 @@
+"""The folder of a run: what lies in it, and that nothing in it goes without its user's word."""
+
+import contextlib
+import itertools
+from pathlib import Path
+
+from glyphs.errors import CheckpointError, ConfigError
+from glyphs.files import explain_write_error
+from glyphs.process import say
+from glyphs.training.checkpoint import load_checkpoint
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, is_finished
+
+# What a run writes besides its checkpoints and config.json; --overwrite takes them out of the way of the new run.
+REPORTS = (
+    "history.csv",
+    "training_history.png",
+    "lr_finder.png",
+    "metrics.json",
+    "classification_report.txt",
+    "misclassification_analysis.txt",
+    "confusion_matrix.png",
+    "confusion_matrix_normalized.png",
+    "per_class_accuracy.png",
+    "reliability_diagram.png",
+    "misclassified.png",
+)
+REPLACED = "replaced"  # the folder within the output folder where an overwritten run waits for its successor
+
+
+def refuse_run(output_dir: Path) -> None:
+    """Raise ConfigError if the folder holds a run, finished or not: what took so long goes only if the user says so."""
+    latest = output_dir / LATEST_CHECKPOINT
+    if not latest.exists() and not (output_dir / BEST_MODEL).exists():
+        return
+    other = next(path for number in itertools.count(2) if not (path := output_dir / f"run{number}").exists())
+    remedy = f"--overwrite replaces it, --output-dir {other} keeps both"
+    if latest.exists():
+        try:
+            checkpoint = load_checkpoint(latest)
+            epoch, epochs = checkpoint["training"]["epoch"], checkpoint["config"]["num_epochs"]
+        except (CheckpointError, KeyError):
+            raise ConfigError(f"{latest}: cannot be read as a checkpoint; {remedy}") from None
+        if not is_finished(checkpoint):
+            raise ConfigError(
+                f"{output_dir} holds an unfinished run ({epoch} of {epochs} epochs done): --resume goes on with it, "
+                f"{remedy}"
+            )
+    raise ConfigError(f"{output_dir} holds a finished run: {remedy}")
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move what an earlier run left into a folder of its own: it goes when the new run is trained, not before."""
+    names = (LATEST_CHECKPOINT, BEST_MODEL, "config.json", *REPORTS)
+    found = [path for name in names if (path := output_dir / name).exists()]
+    if not found:
+        return
+    # Where two new runs in a row did not come to their end, both runs that they were to replace are still there.
+    places = itertools.chain([REPLACED], (f"{REPLACED}{number}" for number in itertools.count(2)))
+    aside = next(path for name in places if not (path := output_dir / name).exists())
+    with explain_write_error(aside):
+        aside.mkdir()
+        for path in found:
+            path.rename(aside / path.name)
+    say(f"the earlier run is in {aside} until the new one is trained")
+
+
+def drop_replaced(output_dir: Path) -> None:
+    """Remove the runs that this one, now whole, replaces; files that no run writes stay."""
+    for folder in output_dir.glob(f"{REPLACED}*"):
+        for name in (LATEST_CHECKPOINT, BEST_MODEL, "config.json", *REPORTS):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else, or is no folder
+            folder.rmdir()

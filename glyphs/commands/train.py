@@ -1,0 +1,178 @@
+"""What enhanced_glyph_recognition.py does: train, calibrate and evaluate, or go on with a run, or only evaluate."""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glyphs.commands.runs import drop_replaced, refuse_run, set_aside
+from glyphs.config import Config
+from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
+from glyphs.devices import (
+    choose_device,
+    describe_device,
+    explain_out_of_memory,
+    limit_threads,
+    use_deterministic_algorithms,
+)
+from glyphs.distributed import barrier, process_group, rank
+from glyphs.errors import CheckpointError, ConfigError
+from glyphs.files import claim_folder
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.process import say
+from glyphs.randomness import address, seed_everything
+from glyphs.training.checkpoint import load_checkpoint, load_model, start_from
+from glyphs.training.loss import make_criterion
+from glyphs.training.lr_finder import LRFinder
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
+
+# What evaluation needs besides training; that one is missing should be known before the training.
+EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
+
+
+def train_or_evaluate(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
+    """Do what the arguments ask for, with these settings; `given` are those that are not defaults."""
+    with process_group():
+        limit_threads()
+        if arguments.evaluate:
+            evaluate_only(arguments, given)
+        else:
+            train_then_evaluate(arguments, given, config)
+
+
+def evaluate_only(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    from glyphs.commands.evaluate import evaluate, evaluation_config  # not where only training is asked for
+
+    path = Path(arguments.evaluate)
+    model, trained_with, known = load_model(path)
+    config = evaluation_config(path, trained_with, given)
+    with claimed(Path(config.output_dir)), explain_out_of_memory(config.batch_size):
+        use_deterministic_algorithms(config.deterministic)
+        device = choose_device(config.device)
+        test, class_names = get_test_loader(config, device)
+        evaluate(model, known, path, test, class_names, config, device, average_views=arguments.average_views)
+
+
+def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
+    output_dir = Path(config.output_dir)
+    if arguments.resume:
+        output_dir = Path(arguments.resume).parent
+        if "output_dir" in given and Path(config.output_dir).resolve() != output_dir.resolve():
+            raise ConfigError(f"--output-dir {config.output_dir}: a resumed run stays in {output_dir}; leave it out")
+    if arguments.resume is not None:
+        resume_from = Path(arguments.resume or output_dir / LATEST_CHECKPOINT)
+        if not resume_from.exists():  # else its folder would be made, to lock it
+            raise CheckpointError(f"{resume_from}: there is no such checkpoint; check the path, or start a run")
+    with claimed(output_dir):
+        checkpoint = None
+        if arguments.resume is not None:
+            checkpoint = load_checkpoint(resume_from)
+            config = Config.from_dict(checkpoint["config"]).resumed_with(given | {"output_dir": str(output_dir)})
+        elif not arguments.overwrite:
+            refuse_run(output_dir)
+        use_deterministic_algorithms(config.deterministic)
+        device = choose_device(config.device)
+        with explain_out_of_memory(config.batch_size):
+            config, data = train(arguments, config, checkpoint, device)
+            path = output_dir / BEST_MODEL
+            if rank() == 0:
+                from glyphs.evaluation.calibration import calibrate_checkpoint  # SciPy: not before training
+
+                temperature = calibrate_checkpoint(path, data.val, device)
+                say(f"calibrated on the validation images: temperature {temperature:.2f}")
+                drop_replaced(output_dir)
+            barrier()  # before the others read it
+            if arguments.skip_eval:
+                say(f"the model is {path}; --evaluate {path} measures it, inference.py --model {path} reads with it")
+                return
+            from glyphs.commands.evaluate import evaluate  # not where only training is asked for
+
+            model, _, known = load_model(path)
+            evaluate(
+                model, known, path, data.test, data.class_names, config, device, average_views=arguments.average_views
+            )
+
+
+@contextlib.contextmanager
+def claimed(output_dir: Path) -> Iterator[None]:
+    """Lock the folder, before anything in it is read: another process may be about to write it."""
+    with claim_folder(output_dir) if rank() == 0 else contextlib.nullcontext():
+        barrier()
+        yield
+
+
+def train(
+    arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: torch.device
+) -> tuple[Config, DataLoaders]:
+    """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
+    for package in () if arguments.skip_eval else EVALUATION_PACKAGES:
+        if importlib.util.find_spec(package) is None:  # importing them would take two seconds
+            raise ModuleNotFoundError(name=package)
+    data = get_data_loaders(config, device)
+    seed_everything(address(config.seed, "weights"))
+    if config.finetune is not None and checkpoint is None:
+        model, known = start_from(Path(config.finetune), config, data.class_names)
+        say(f"fine-tuning {config.finetune}, which knows {known} of the {len(data.class_names)} classes")
+    else:
+        model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual)
+    model.to(device)
+    say(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "
+        f"{len(data.train.index):,} training, {len(data.val.index):,} validation and {len(data.test.index):,} "
+        f"test images of {len(data.class_names)} classes"
+    )
+    output_dir = Path(config.output_dir)
+    if checkpoint is None and rank() == 0:
+        set_aside(output_dir)
+    if arguments.lr_finder:
+        config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
+    trainer = Trainer(model, data.train, data.val, config, data.class_names)
+    if checkpoint is not None:
+        try:
+            trainer.resume(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f"{arguments.resume or output_dir / LATEST_CHECKPOINT}: {error}") from None
+        say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
+    history = trainer.fit()
+    if not arguments.skip_eval and rank() == 0:
+        from glyphs.plots import plot_training_history
+
+        plot_training_history(history, output_dir / "training_history.png")
+    return config, data
+
+
+def find_learning_rate(model: EnhancedGlyphCNN, data: DataLoaders, config: Config, *, ask: bool) -> Config:
+    """Run the range test; return the settings with its suggestion, or as they were where the user rejects it."""
+    from glyphs.plots import plot_lr_finder  # not where no rate is searched for
+
+    criterion = make_criterion(config, data.train, len(data.class_names)).to(data.train.device)
+    finder = LRFinder(model, make_optimizer(model, config), criterion)
+    found = finder.range_test(data.train, seed=config.seed)
+    path = Path(config.output_dir) / "lr_finder.png"
+    plot_lr_finder(found.learning_rates, found.losses, found.suggestion, path)
+    say(f"suggested learning rate: {found.suggestion:.2g} (see {path}); set: {config.learning_rate:.2g}")
+    how = " without asking"
+    if ask and sys.stdin.isatty():
+        if not confirmed("accept it?"):
+            say(f"rejected: training with {config.learning_rate:.2g}")
+            return config
+        how = ""
+    say(f"accepted{how}: training with {found.suggestion:.2g}")
+    return dataclasses.replace(config, learning_rate=found.suggestion)
+
+
+def confirmed(question: str) -> bool:
+    """Ask until there is an answer; Enter is yes, and the end of the input is no."""
+    while True:
+        print(f"{question} [Y/n] ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+        if answer.strip().lower() in ("n", "no") or not answer:
+            return False
+        if answer.strip().lower() in ("", "y", "yes"):
+            return True
