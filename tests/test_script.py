@@ -191,7 +191,7 @@ def test_training_imports_nothing_that_only_evaluation_needs(tmp_path: Path) -> 
 def test_a_package_that_evaluation_misses_is_known_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enhanced_glyph_recognition.EVALUATION_PACKAGES", ("sys", "no_such_package"))
+    monkeypatch.setattr("glyphs.commands.train.EVALUATION_PACKAGES", ("sys", "no_such_package"))
     monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("trained"))
     with pytest.raises(ModuleNotFoundError) as caught:
         quick(tmp_path)
