@@ -219,3 +219,29 @@ def test_many_letters_in_few_parts_are_joined_script() -> None:
     assert read_page(page, network, ["A"]) is None
     apart = [replace(piece, part=left) for left, piece in zip(edges, pieces, strict=True)]
     assert read_page(Page(ink, 0.3, 1, [Line(apart, 30)], False), network, ["A"]) is not None
+
+
+def test_boxes_are_in_pixels_of_a_picture_that_was_shrunk(predictor: GlyphPredictor, tmp_path: Path) -> None:
+    small = write(["TEST"])
+    factor = 4 * 1600 // max(small.size)
+    large = small.resize((small.width * factor, small.height * factor))
+    assert max(large.size) >= 2 * 1600
+    [one], [other] = predictor.read(small).lines, predictor.read(large).lines
+    np.testing.assert_allclose(np.array(other.box) / factor, one.box, atol=2)
+
+
+def test_characters_and_texts_do_not_share_a_file(tmp_path: Path) -> None:
+    model = save_small_onnx(tmp_path / "model.onnx")
+    write(["A"]).save(tmp_path / "a.png")
+    output = tmp_path / "r.jsonl"
+    command = ["--model", str(model), "--image", str(tmp_path / "a.png"), "--output", str(output)]
+    for first, then, fact in (
+        ([], ["--text"], "single characters, written without --text"),
+        (["--text"], [], "texts, written with --text"),
+    ):
+        assert inference.main([*command, *first]) == 0
+        before = output.read_bytes()
+        with pytest.raises(DataError, match=fact):
+            inference.main([*command, *then])
+        assert output.read_bytes() == before
+        output.unlink()

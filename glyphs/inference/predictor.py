@@ -24,7 +24,7 @@ from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, valid_utf8
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import Candidate, Prediction, Reading, Status
-from glyphs.pictures.decode import open_picture, to_grey
+from glyphs.pictures.decode import open_picture, shrink_factor, to_grey
 from glyphs.pictures.glyph import Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
 
@@ -205,9 +205,12 @@ class GlyphPredictor:
         try:
             if isinstance(picture, PictureError):
                 raise picture
-            return file, find_lines(to_grey(open_picture(picture)))
+            opened = open_picture(picture)
+            page = find_lines(to_grey(opened))
         except PictureError as error:
             return file, error
+        page.zoom /= shrink_factor(opened.size)  # boxes are in pixels of the picture as it came
+        return file, page
 
     def read_page(self, file: str | None, page: Page | PictureError, top_k: int) -> Reading:
         """The text of a page."""

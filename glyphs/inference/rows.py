@@ -226,8 +226,9 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
 
     Raises
     ------
-    DataError : the file holds something else.
+    DataError : the file holds something else, or texts where characters are to follow, or the other way about.
     """
+    texts = top_k is None
     with explain_write_error(path), path.open("a+b") as file:
 
         def write(row: Row) -> None:
@@ -242,10 +243,17 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
                 break  # the earlier run died while it wrote this row
             try:
                 old = json.loads(line)
+                other_kind = ("text" in old) != texts
                 results.done.add(old["file"])
                 results.counts[old["status"]] += 1
             except (ValueError, TypeError, KeyError):
                 raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
+            if other_kind:
+                with_or_without = ("single characters", "without") if texts else ("texts", "with")
+                raise DataError(
+                    f"{path}: holds rows of {with_or_without[0]}, written {with_or_without[1]} --text; "
+                    "choose another --output"
+                )
             end += len(line)
         file.truncate(end)
         yield results

@@ -115,16 +115,21 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def shrink_factor(size: tuple[int, int]) -> int:
+    """The whole factor by which `to_grey` shrinks a picture of so many pixels."""
+    return max(1, max(size) // MOST_SIDE)
+
+
 def to_grey(picture: Image.Image) -> Floats:
     """The brightness of an open picture, float32 [H, W] from 0 (black) to 1.
 
     Transparency is laid on white, or on black where all that can be seen is light.  8-bit greys come out as v / 255
     exactly.  What is twice as large as `MOST_SIDE` or more is shrunk.
     """
-    factor = max(picture.size) // MOST_SIDE
+    factor = shrink_factor(picture.size)
     if picture.mode.startswith("I") or picture.mode == "F":
         grey = _deep_grey(picture)
-        return grey if factor <= 1 else np.asarray(Image.fromarray(grey).reduce(factor))
+        return grey if factor == 1 else np.asarray(Image.fromarray(grey).reduce(factor))
     transparent = picture.has_transparency_data
     if transparent:
         picture = picture.convert("RGBA")
