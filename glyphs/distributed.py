@@ -148,6 +148,12 @@ def average_gradients(model: nn.Module, device: torch.device) -> nn.Module:
     cuda = device.type == "cuda"
     if int(total(torch.tensor(int(cuda)))) not in (0, world_size()):
         raise ConfigError("some of the processes have a CUDA device, others none; use --device cpu, or other nodes")
+    return data_parallel(model, device)
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The wrapper of `average_gradients`, for the process group that there is."""
+    cuda = device.type == "cuda"
     if cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(
