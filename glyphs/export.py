@@ -293,7 +293,7 @@ def to_pt2(model: EnhancedGlyphCNN, metadata: Mapping[str, str]) -> bytes:
 
 
 def load_pt2(path: Path) -> tuple[Network, list[str], Mode]:
-    """The network of a .pt2 file on the CPU, its class names and its preprocessing, as `load_onnx` gives them."""
+    """The network of a .pt2 file on the CPU, its class names and its preprocessing."""
     extra: dict[str, Any] = {METADATA_FILE: ""}  # torch replaces the value
     module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
 
@@ -322,9 +322,9 @@ def verify(aside: Path, format: str, source: Path, output: Path, images: Bytes) 
     ------
     GlyphError : it cannot be run, or its class names are not the checkpoint's.
     """
-    reference, names, mode = load_checkpoint(source, "cpu")
+    reference, names, mode, _ = load_checkpoint(source, "cpu")
     try:
-        network, *said = load_pt2(aside) if format == "pt2" else load_onnx(aside, "cpu")
+        network, *said = load_pt2(aside) if format == "pt2" else load_onnx(aside, "cpu")[:3]
         if said != [names, mode]:
             raise CheckpointError("its metadata are not the checkpoint's")
         parts = np.split(images, np.cumsum(VERIFIED_BATCHES)[:-1])

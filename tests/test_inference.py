@@ -17,9 +17,12 @@ from PIL import Image
 
 import inference
 from glyphs.commands.read import SOME_FAILED
+from glyphs.config import Config
+from glyphs.data.emnist import MERGED_47
 from glyphs.errors import CheckpointError, ConfigError, DataError
-from glyphs.model import ViewAverage
+from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.pictures.glyph import preprocess
+from glyphs.training.checkpoint import save_checkpoint
 from tests.conftest import ROOT, run_python
 from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
 
@@ -253,15 +256,30 @@ def test_what_ends_the_run(model: Path, pictures: Path, tmp_path: Path) -> None:
 def test_the_default_model_is_named(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, shipped = tmp_path / "outputs" / "best_model.pth", tmp_path / "pretrained" / "glyphs47.pth"
-    monkeypatch.setattr("glyphs.commands.read.DEFAULT_MODELS", (trained, shipped))
+    """The weights in the box, the export first; a model of the last training, which may know fonts only, never."""
+    monkeypatch.setattr("glyphs.inference.predictor.pretrained_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    save_small_checkpoint(tmp_path / "outputs" / "best_model.pth")
     with pytest.raises(CheckpointError, match="--model"):
         infer("--image", pictures / "a.png")
-    for path in (shipped, trained):
-        path.parent.mkdir()
-        save_small_checkpoint(path)
-        assert infer("--image", pictures / "a.png") == 0
-        assert capsys.readouterr().err == f"model: {path}\n"
+    checkpoint, export = tmp_path / "glyphs47.pth", tmp_path / "glyphs47.onnx"
+    network = EnhancedGlyphCNN(47, use_residual=False)
+    save_checkpoint(checkpoint, network, Config(use_residual=False), MERGED_47, metrics={"val_accuracy": 0.5})
+    assert infer("--image", pictures / "a.png") == 0
+    assert capsys.readouterr().err == (
+        f"model: {checkpoint}: 47 classes; trained on handwriting (EMNIST, balanced); 50.0% of its validation images "
+        "right\n"
+    )
+    save_small_onnx(export)
+    assert infer("--image", pictures / "a.png") == 0
+    assert capsys.readouterr().err.startswith(f"model: {export}: 47 classes; trained on ")
+    config = Config(use_residual=False, dataset="demo")
+    save_checkpoint(demo := tmp_path / "demo.pth", network, config, MERGED_47, metrics={})
+    assert infer("--image", pictures / "a.png", "--model", demo) == 0
+    assert "drawn from fonts and is no handwriting" in capsys.readouterr().err
+    assert infer("--image", pictures / "a.png", "--average-views") == 0
+    assert capsys.readouterr().err.startswith(f"model: {checkpoint}: ")
 
 
 def test_public_names_are_imported_when_asked_for() -> None:

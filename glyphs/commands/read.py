@@ -14,16 +14,14 @@ from tqdm import tqdm
 
 from glyphs.commands.read_arguments import service_settings
 from glyphs.config import Config
-from glyphs.errors import CheckpointError, GlyphError, PictureError
-from glyphs.files import pretrained_folder
-from glyphs.inference.predictor import GlyphPredictor, Picture, relative_names, save_pixels
+from glyphs.errors import GlyphError, PictureError
+from glyphs.inference.predictor import GlyphPredictor, Picture, default_model, relative_names, save_pixels
 from glyphs.inference.reader import read_words
 from glyphs.inference.rows import ResultFile, Row, open_pipe, open_results, open_terminal
 from glyphs.pictures.find import PictureFolder
 from glyphs.process import say
 from glyphs.text import one_line
 
-DEFAULT_MODELS = (Path("outputs/best_model.pth"), pretrained_folder() / "glyphs47.pth")
 SOME_FAILED = 3  # the exit status
 
 
@@ -36,7 +34,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe()
 
-    model = arguments.model or default_model()
+    model = arguments.model or default_model(average_views=arguments.average_views)
     predictor = GlyphPredictor(
         model,
         config.device,
@@ -47,6 +45,8 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         words=read_words(arguments.words) if arguments.words else None,
         average_views=arguments.average_views,
     )
+    if not arguments.model or predictor.trained_on == "demo":  # a reader of fonts must not pass for one of handwriting
+        say(f"model: {predictor.description}")
     if arguments.serve:
         from glyphs.inference.service import serve
 
@@ -66,15 +66,6 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         draw(images[0][1], arguments.visualize, arguments.top_k)
         show(arguments.visualize)
     return SOME_FAILED if results.counts["failed"] else 0
-
-
-def default_model() -> Path:
-    """The model of the last training, else the one that comes with the project; says which on stderr."""
-    path = next((path for path in DEFAULT_MODELS if path.exists()), None)
-    if path is None:
-        raise CheckpointError(f"no model: neither {' nor '.join(map(str, DEFAULT_MODELS))} exists; name one by --model")
-    say(f"model: {path}")
-    return path
 
 
 def predict(

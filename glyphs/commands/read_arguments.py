@@ -19,8 +19,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     what.add_argument("--serve", action="store_true", help="those that come over HTTP, from the page of --serve too")
 
     how = parser.add_argument_group("how to recognise them")
-    models = "outputs/best_model.pth, else pretrained/glyphs47.pth"
-    how.add_argument("--model", type=Path, metavar="FILE", help=f"a checkpoint or an .onnx file (default: {models})")
+    model = "a checkpoint, such as outputs/best_model.pth, or an .onnx file (default: the weights in the box, glyphs47)"
+    how.add_argument("--model", type=Path, metavar="FILE", help=model)
     modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")

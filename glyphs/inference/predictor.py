@@ -5,6 +5,7 @@ that imports it may be imported at the head of this file.
 """
 
 import concurrent.futures
+import importlib.util
 import itertools
 import json
 import math
@@ -21,7 +22,7 @@ from PIL import Image
 from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
-from glyphs.files import explain_write_error, valid_utf8
+from glyphs.files import explain_write_error, pretrained_folder, valid_utf8
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import Candidate, Prediction, Reading, Status
 from glyphs.pictures.decode import open_picture, shrink_factor, to_grey
@@ -36,6 +37,15 @@ Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N
 ONNX_FORMAT = "1"
 CHUNK = 8  # pictures that a thread prepares before it takes others
 DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
+
+
+class Loaded(NamedTuple):
+    """A model as its file gives it: `facts` holds the `settings` and `metrics` that the file tells of, for people."""
+
+    network: Network
+    class_names: list[str]
+    mode: Mode
+    facts: dict[str, Any]
 
 
 class Prepared(NamedTuple):
@@ -54,7 +64,7 @@ class GlyphPredictor:
 
     Parameters
     ----------
-    model : a checkpoint (.pth), or an .onnx file that this project exported.
+    model : a checkpoint (.pth), or an .onnx file that this project exported; None for the weights in the box.
     device : `auto`, `cpu` or `cuda`; None is `auto`.
     alphabet : the only characters to answer; the probabilities are those given that it is one of them.  A
         character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced,
@@ -74,7 +84,7 @@ class GlyphPredictor:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None = None,
         device: str | None = None,
         *,
         alphabet: Iterable[str] | None = None,
@@ -84,13 +94,16 @@ class GlyphPredictor:
         words: Sequence[str] | None = None,
         average_views: bool = False,
     ) -> None:
-        path = Path(model)
+        path = default_model(average_views=average_views) if model is None else Path(model)
         if path.suffix.lower() != ".onnx":
-            self.network, names, trained_with = load_checkpoint(path, device or "auto", average_views=average_views)
+            loaded = load_checkpoint(path, device or "auto", average_views=average_views)
         elif average_views:
             raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
         else:
-            self.network, names, trained_with = load_onnx(path, device or "auto")
+            loaded = load_onnx(path, device or "auto")
+        self.network, names, trained_with, facts = loaded
+        self.trained_on = facts["settings"].get("dataset")  # None where the file does not say
+        self.description = f"{path}: {len(names)} classes; {describe_training(facts)}"
         self.alphabet = None if alphabet is None else frozenset(alphabet)
         self.words = words
         self.columns = (
@@ -285,6 +298,39 @@ def name_of(image: Picture) -> str | None:
     return os.fspath(image) if isinstance(image, (str, Path)) else None
 
 
+def default_model(*, average_views: bool = False) -> Path:
+    """The weights in the box, as an .onnx file where it and onnxruntime are there: it answers four times sooner.
+
+    Not the model of the last training: one of the demo set or of a few pictures is no reader of handwriting.
+
+    Raises
+    ------
+    CheckpointError : there are none.
+    """
+    checkpoint, export = (pretrained_folder() / f"glyphs47{suffix}" for suffix in (".pth", ".onnx"))
+    if export.exists() and not average_views and importlib.util.find_spec("onnxruntime"):
+        return export
+    if not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint}: is missing, and no model is named; name one by --model")
+    return checkpoint
+
+
+def describe_training(facts: dict[str, Any]) -> str:
+    """What a model was trained on and how good it was then, in a few words; facts as in Loaded."""
+    settings, metrics = facts["settings"], facts["metrics"]
+    data = {
+        "emnist": f"handwriting (EMNIST, {settings.get('emnist_split')})",
+        "demo": "the demo set, which is drawn from fonts and is no handwriting",
+        "folder": "a folder of pictures",
+    }
+    words = f"trained on {data.get(str(settings.get('dataset')), 'what its file does not say')}"
+    if metrics.get("also_trained_on"):
+        words += f", and {metrics['also_trained_on']}"
+    if isinstance(metrics.get("val_accuracy"), float):
+        words += f"; {metrics['val_accuracy']:.1%} of its validation images right"
+    return words
+
+
 def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
     """The places, ascending, of the classes that an alphabet's characters belong to; see GlyphPredictor.
 
@@ -303,8 +349,8 @@ def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
     return sorted(columns)
 
 
-def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> tuple[Network, list[str], Mode]:
-    """The network of a checkpoint on the device, its class names and its preprocessing.
+def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> Loaded:
+    """The network of a checkpoint on the device, with what its file says of it.
 
     Raises CheckpointError and ConfigError.
     """
@@ -312,11 +358,12 @@ def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> 
 
     from glyphs.devices import choose_device, explain_out_of_memory, limit_threads
     from glyphs.model import ViewAverage
-    from glyphs.training.checkpoint import load_model
+    from glyphs.training import checkpoint
 
     limit_threads()
     where = choose_device(device)
-    model, config, names = load_model(path)
+    content = checkpoint.load_checkpoint(path)
+    model, config = checkpoint.build_model(content, path)
     classifier = (ViewAverage(model) if average_views else model).to(where)
 
     def network(images: Bytes) -> Floats:
@@ -325,11 +372,12 @@ def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> 
             probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
         return probabilities
 
-    return network, names, cast(Mode, config.preprocess)
+    facts = {"settings": config.to_dict(), "metrics": content["metrics"]}
+    return Loaded(network, content["class_names"], cast(Mode, config.preprocess), facts)
 
 
-def load_onnx(path: Path, device: str) -> tuple[Network, list[str], Mode]:
-    """The network of an ONNX file, its class names, and its preprocessing.
+def load_onnx(path: Path, device: str) -> Loaded:
+    """The network of an ONNX file, with what the file says of it.
 
     The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1]; output `probabilities`,
     float32 [N, C]; metadata `format`, `class_names` (a JSON list) and `preprocess`.  For people and other programs,
@@ -376,7 +424,16 @@ def load_onnx(path: Path, device: str) -> tuple[Network, list[str], Mode]:
     mode: Mode = "plain" if metadata.get("preprocess") == "plain" else "glyph"
     if network(np.zeros((1, 1, 28, 28), np.uint8)).shape != (1, len(names)):
         raise CheckpointError(f"{path}: is damaged (it names {len(names)} classes, but has another number of outputs)")
-    return network, names, mode
+    return Loaded(network, names, mode, {name: read_object(metadata.get(name)) for name in ("settings", "metrics")})
+
+
+def read_object(text: str | None) -> dict[str, Any]:
+    """A JSON object of a file's metadata, which is for people only: {} where there is none, or none to be read."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_class_names(metadata: dict[str, str], path: Path) -> list[str]:
