@@ -2,9 +2,10 @@
 
     open_picture -> to_grey -> find_lines
 
-The paper is levelled, ruled lines and the boxes of form fields are taken away, connected ink is grouped into lines,
-and what may be several characters is cut where its strokes are thin: more often than needed, because only recognition
-can tell where one character ends (see glyphs.inference.reader).
+The paper is levelled.  Where the picture shows a grid, what stands in each of its cells is a piece (see
+glyphs.pictures.grid).  Else ruled lines and the boxes of form fields are taken away, connected ink is grouped into
+lines, and what may be several characters is cut where its strokes are thin: more often than needed, because only
+recognition can tell where one character ends (see glyphs.inference.reader).
 """
 
 import itertools
@@ -18,6 +19,7 @@ from scipy import ndimage
 
 from glyphs.pictures.decode import Floats
 from glyphs.pictures.glyph import Mask, resize
+from glyphs.pictures.grid import Grid, cell_numbers, find_grid
 
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
@@ -45,6 +47,13 @@ DOT, DOT_REACH = 0.45, 0.3  # size of the dot of an i, and how far it is off its
 CUTTABLE = 0.7  # what is wider than this may be several characters
 NARROWEST = 0.2  # of a piece of it
 CELL = 2.2  # a form's cell that is narrower holds one character
+CELL_RIM = 0.08  # of a grid's cell: how far from its edge its rules lie
+INNER = 0.3  # of a part: so much lies off the rim, or it is what is left of a rule
+WHOLE = 0.75  # of a part: so much in one cell, and all of it belongs there
+MOST_ACROSS = (
+    0.05  # of the ink off the rim: strokes that go from cell to cell; four sudokus had 0.003, squared paper 0.16
+)
+LEAST_IN_CELL = 0.25  # of a cell's side: what is lower is dirt
 UNEVEN, SIDE_REMAINS = 0.2, 0.15  # of a cell's width: by how much cells differ; how wide its side's remains are
 WIDE = 1.9  # a part that is wider than this has several joined letters
 JOINED = 0.4  # share of the parts' width in wide parts, from which a page is joined script
@@ -133,6 +142,11 @@ def find_lines(grey: Floats) -> Page:
     mask = ink > floor
     if not mask.any():
         return Page(ink, floor, zoom, [], False)
+    grid = find_grid(ink > FAINT * floor)
+    cells = read_cells(ink, floor, grid) if grid else None
+    if cells is not None:
+        ink, lines = cells
+        return Page(ink, floor, zoom, lines, False)
     mask, walls = remove_rules(mask, ink > FAINT * floor)
     parts = find_parts(mask)
     lines = [line for line in group_lines(parts) if line.pieces]
@@ -258,6 +272,71 @@ def rule_distance(across: Mask) -> float:
     gaps = np.diff([0, *middles, across.shape[0]]) if count < 2 else np.diff(middles)
     wide = gaps[gaps > 12]
     return float(np.median(wide)) if wide.size else float(across.shape[0])
+
+
+# ---- Grids ----
+
+
+def read_cells(ink: Floats, floor: float, grid: Grid) -> tuple[Floats, list[Line]] | None:
+    """What stands in the cells of a grid; None where characters do not keep to cells, as on squared paper.
+
+    Returns
+    -------
+    ink : the page's without the grid's rules and without what stands outside, float32 [H, W].
+    lines : each row of the grid that is not empty, each of its cells' ink as one piece.
+    """
+    numbers = cell_numbers(grid, ink.shape)
+    index = np.arange(1, numbers.max() + 1)
+    # Cells may be of another colour than the paper.
+    papers = np.concatenate([[0], np.maximum(0, ndimage.median(ink, numbers, index))])[numbers]
+    ink = np.where(numbers > 0, (ink - papers) / np.maximum(1 - papers, 0.1), 0).astype(np.float32)
+    side = grid.cell_side
+    around = 2 * max(2, round(CELL_RIM * side)) + 1
+    rims = [
+        ndimage.maximum_filter1d(numbers, around, i) != ndimage.minimum_filter1d(numbers, around, i) for i in (0, 1)
+    ]
+    rim = rims[0] | rims[1]
+    mask = (ink > floor) & (numbers > 0)
+    apart = mask & ~rim
+    bridges = [ndimage.binary_closing(apart, np.ones((around + 2, 1) if i == 0 else (1, around + 2))) for i in (0, 1)]
+    if ((bridges[0] | bridges[1]) & rim).sum() > MOST_ACROSS * apart.sum():
+        return None
+    rules = ndimage.binary_dilation(grid.across, np.ones((3, 1))) & rims[0]
+    rules |= ndimage.binary_dilation(grid.upright, np.ones((1, 3))) & rims[1]
+    rest = mask & ~rules
+    # Strokes that cross a rule are whole again.
+    rest |= ndimage.binary_closing(rest, np.ones((thickness(rules, 0) + 2,) * 2)) & rules & mask
+    parts, _ = ndimage.label(rest, np.ones((3, 3)))
+    found: list[list[Piece]] = [[] for _ in index]
+    for number, place in enumerate(ndimage.find_objects(parts), start=1):
+        part, owners, inner = parts[place] == number, numbers[place], ~rim[place]
+        if (part & inner).sum() < INNER * part.sum():
+            continue  # what is left of a rule
+        shares = np.bincount(owners[part])
+        if shares.max() >= WHOLE * part.sum():
+            found[int(shares.argmax()) - 1].append(cut_out(part, place, number))
+        else:
+            for owner in np.flatnonzero(shares[1:]) + 1:
+                found[owner - 1].append(cut_out(part & (owners == owner), place, number))
+    lines = []
+    for row in range(grid.shape[0]):
+        pieces = []
+        for cell in range(row * grid.shape[1], min((row + 1) * grid.shape[1], len(found))):
+            inside = [piece for piece in found[cell] if max(piece.box.height, piece.box.width) >= SPECK * side]
+            if inside and (piece := merge(without_remains(inside))).box.height >= LEAST_IN_CELL * side:
+                piece.cell = cell
+                pieces.append(piece)
+        if pieces:
+            lines.append(Line(pieces, float(np.median([piece.box.height for piece in pieces]))))
+    return ink, lines
+
+
+def cut_out(mask: Mask, place: tuple[slice, slice], part: int) -> Piece:
+    """The piece that a mask shows, bool of the place's shape."""
+    [(rows, columns)] = ndimage.find_objects(mask.astype(np.uint8))
+    top, left = place[0].start + rows.start, place[1].start + columns.start
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    return Piece(Box(top, left, top + height, left + width), mask[rows, columns], part)
 
 
 # ---- Parts, lines, pieces ----

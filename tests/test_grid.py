@@ -1,0 +1,108 @@
+"""Grids: from pictures that the test draws aslant to cells and what stands in them."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from glyphs.data.demo import font_folder
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.pictures.decode import to_grey
+from glyphs.pictures.grid import cell_numbers, find_grid
+from glyphs.pictures.page import find_lines, read_cells
+from tests.conftest import ROOT
+
+CELL, EDGE = 70, 60
+ROWS = ["8427", "1398", "57 6", "9834"]
+
+
+def sheet(rows: list[str], title: str = "") -> Image.Image:
+    """A grid of boxes, a character in each, a title above."""
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 44)
+    height, width = len(rows) * CELL, len(rows[0]) * CELL
+    page = Image.new("L", (width + 2 * EDGE, height + 2 * EDGE), 255)
+    pen = ImageDraw.Draw(page)
+    pen.text((EDGE, 5), title, font=font, fill=0)
+    for i in range(len(rows) + 1):
+        pen.line((EDGE, EDGE + CELL * i, EDGE + width, EDGE + CELL * i), fill=40, width=6 if i % 2 == 0 else 2)
+    for j in range(len(rows[0]) + 1):
+        pen.line((EDGE + CELL * j, EDGE, EDGE + CELL * j, EDGE + height), fill=40, width=6 if j % 2 == 0 else 2)
+    for i, row in enumerate(rows):
+        for j, character in enumerate(row):
+            pen.text((EDGE + CELL * (j + 0.5), EDGE + CELL * (i + 0.5)), character, font=font, fill=0, anchor="mm")
+    return page
+
+
+def aslant(page: Image.Image) -> Image.Image:
+    """The page as a camera sees it that is not straight above."""
+    return page.transform(
+        page.size, Image.Transform.PERSPECTIVE, (1.05, 0.06, -18, -0.05, 1.08, 0, 0, 0.0004), fillcolor=255
+    )
+
+
+@pytest.mark.parametrize("page", [sheet(ROWS), aslant(sheet(ROWS, "4x4"))], ids=["straight", "aslant with a title"])
+def test_the_lattice_lies_on_the_rules(page: Image.Image) -> None:
+    ink = np.asarray(page) < 128
+    grid = find_grid(ink)
+    assert grid is not None
+    assert grid.shape == (4, 4)
+    for x, y in np.rint(grid.corners.reshape(-1, 2)).astype(int):
+        assert ink[y - 5 : y + 6, x - 5 : x + 6].any()
+    numbers = cell_numbers(grid, ink.shape)
+    assert sorted(np.unique(numbers)) == list(range(17))
+    assert 0.9 < (numbers > 0).sum() / np.abs(np.prod(grid.corners[-1, -1] - grid.corners[0, 0])) < 1.15
+
+
+def test_a_broken_rule_and_ink_across_one_leave_the_lattice_whole() -> None:
+    page = sheet(ROWS)
+    pen = ImageDraw.Draw(page)
+    pen.rectangle((EDGE + CELL + 15, EDGE + CELL - 8, EDGE + CELL + 55, EDGE + CELL + 8), fill=255)
+    pen.line((EDGE + 20, EDGE + CELL - 20, EDGE + 50, EDGE + CELL + 15), fill=0, width=5)
+    grid = find_grid(np.asarray(page) < 128)
+    assert grid is not None
+    assert grid.shape == (4, 4)
+
+
+def test_text_without_rules_is_no_grid() -> None:
+    page = Image.new("L", (400, 400), 255)
+    pen = ImageDraw.Draw(page)
+    pen.rectangle((20, 20, 380, 380), outline=0, width=4)
+    pen.text((50, 100), "NO GRID", font=ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 60), fill=0)
+    assert find_grid(np.asarray(page) < 128) is None
+
+
+def test_writing_that_does_not_keep_to_cells_is_not_read_by_cells() -> None:
+    squared = sheet([" " * 12] * 5)
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 150)
+    for place, character in enumerate("HEAT"):
+        ImageDraw.Draw(squared).text((EDGE + 160 * place + 60, EDGE + 105), character, font=font, fill=0)
+    for page, by_cells in ((squared, False), (sheet(ROWS), True)):
+        ink = (1 - np.asarray(page) / 255).astype(np.float32)
+        grid = find_grid(ink > 0.3)
+        assert grid is not None
+        assert (read_cells(ink, 0.3, grid) is not None) == by_cells
+
+
+def test_each_cell_is_one_piece_and_an_empty_one_none() -> None:
+    page = find_lines(to_grey(aslant(sheet(ROWS))))
+    assert [[piece.cell for piece in line.pieces] for line in page.lines] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 11],
+        [12, 13, 14, 15],
+    ]
+
+
+def test_a_cell_of_another_colour_is_read() -> None:
+    page = sheet(ROWS)
+    shade = np.asarray(page).copy()
+    place = np.s_[EDGE + CELL : EDGE + 2 * CELL, EDGE : EDGE + 2 * CELL]
+    shade[place] = shade[place] * 0.6
+    page = Image.fromarray(shade)
+    assert [len(line.pieces) for line in find_lines(to_grey(page)).lines] == [4, 4, 3, 4]
+
+
+def test_a_photographed_sudoku_is_read_and_what_stands_above_left_out() -> None:
+    predictor = GlyphPredictor(ROOT / "pretrained" / "glyphs47.pth", "cpu", alphabet="0123456789")
+    reading = predictor.read(aslant(sheet(ROWS, "4x4")))
+    assert reading.status == "ok"
+    assert str(reading.text).replace(" ", "").split("\n") == [row.replace(" ", "") for row in ROWS]
