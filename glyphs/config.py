@@ -204,7 +204,7 @@ def get_default_config() -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Read settings from a JSON file, for example the config.json of an earlier run."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,17 @@
 """The one family of errors that a user can mend; `glyphs.process.run` prints them as one line, exit status 2."""
 
+MOST_CHARACTERS = 800  # of a message; the middle of a longer one, which quotes a file, is left out
+
 
 class GlyphError(Exception):
     """Something the user can mend: the message names the path, the fact and the remedy."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if len(message) <= MOST_CHARACTERS:
+            return message
+        # The path stands at the front, the remedy at the end.
+        return f"{message[: MOST_CHARACTERS * 3 // 4]} ... {message[-(MOST_CHARACTERS // 4) :]}"
 
 
 class ConfigError(GlyphError):

@@ -156,6 +156,83 @@ def test_truncated_file_is_named_and_refused(saved: Path, keep: float) -> None:
         load_model(saved)
 
 
+def flip(path: Path, at: int, bit: int = 0) -> Path:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("part", range(0, 40, 3))
+def test_one_flipped_bit_in_a_part_is_refused(saved: Path, part: int) -> None:
+    """In weights it would only make the model answer wrongly."""
+    with zipfile.ZipFile(saved) as archive:
+        entry = archive.infolist()[part]
+    start = entry.header_offset + 30  # bytes of its head; then come its name and padding, of lengths that are given
+    start += sum(saved.read_bytes()[start - 4 : start : 2]) + 256 * sum(saved.read_bytes()[start - 3 : start : 2])
+    with refused(CheckpointError, saved, "damaged"):
+        load_checkpoint(flip(saved, start + entry.file_size // 2, bit=part % 8))
+
+
+def directory_of(path: Path) -> int:
+    """Where the archive's table of contents begins, or its entry of the first weights."""
+    return path.read_bytes().index(b"PK\x01\x02")
+
+
+# What one flipped bit in the archive's table of contents does: offset in its first entry, and bit.
+TABLE = {
+    "signature": (0, 0),  # BadZipFile
+    "name-not-utf8": (46, 7),  # UnicodeDecodeError
+    "version-of-the-future": (6, 7),  # NotImplementedError
+    "patched-data": (8, 5),  # NotImplementedError
+    "encrypted": (8, 0),  # RuntimeError
+    "compression": (10, 6),
+    "a-folder": (38, 4),  # torch would read nothing, and take what the memory holds
+    "size": (24, 3),
+    "checksum": (16, 0),
+    "place": (42, 6),
+}
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize(("at", "bit"), TABLE.values(), ids=TABLE.keys())
+def test_one_flipped_bit_in_the_table_of_contents_is_refused(saved: Path, at: int, bit: int) -> None:
+    with refused(CheckpointError, saved):
+        load_checkpoint(flip(saved, directory_of(saved) + at, bit))
+
+
+def test_a_setting_nested_without_end_is_refused(saved: Path, tmp_path: Path) -> None:
+    text, nested = b"X\x04\x00\x00\x00auto", b"]" * 100_000 + b"a" * 99_999  # of the language of pickle
+    with zipfile.ZipFile(saved) as plain, zipfile.ZipFile(tmp_path / "deep.pth", "w") as deep:
+        for entry in plain.infolist():
+            content = plain.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert text in content
+                content = content.replace(text, nested, 1)
+            deep.writestr(entry.filename, content)
+    with refused(CheckpointError, tmp_path / "deep.pth", "is damaged (maximum recursion depth"):
+        load_model(tmp_path / "deep.pth")
+
+
+def test_a_file_larger_than_memory_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(path: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    with refused(CheckpointError, saved, "is not a checkpoint of this project"):
+        load_checkpoint(saved)
+
+
+def test_a_message_quotes_a_file_only_in_part(saved: Path) -> None:
+    damaged(saved, lambda content: content["config"].update(device="x" * 1_000_000))
+    with pytest.raises(CheckpointError) as caught:
+        load_model(saved)
+    message = str(caught.value)
+    assert len(message) < 1000
+    assert message.startswith(f"{saved}: is damaged (device is 'xxx")
+    assert message.endswith("choose from auto, cpu, cuda)")
+
+
 def test_refusal_never_advises_to_load_the_file_unsafely(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     path.write_bytes(torch_bytes(Trap(tmp_path / "sprung")))

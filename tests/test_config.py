@@ -171,6 +171,8 @@ def test_reads_only_what_the_file_says(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"batch_size": 64}', encoding="utf-8")
     assert read_config(path) == {"batch_size": 64}
+    path.write_text('{"batch_size": 64}', encoding="utf-8-sig")  # as editors on Windows may
+    assert read_config(path) == {"batch_size": 64}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from glyphs.files import replace_file
 from glyphs.model import EnhancedGlyphCNN
 
 FORMAT_VERSION = 1
+FOLDER = 0x10  # of a zip archive's attributes
 MAX_CLASSES = 100_000  # more than any script has characters; a file that declares more is damaged or hostile
 
 
@@ -61,15 +62,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ------
     CheckpointError : naming the path, where it is missing, damaged, or not a checkpoint of this project.
     """
+    foreign = f"{path}: is not a checkpoint of this project, or is damaged; train one, or copy it again"
     try:
         file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint; check the path, or train one") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    # torch.save stores; what is compressed could claim any amount of memory.
-    if zipfile.is_zipfile(file) and any(entry.compress_type for entry in zipfile.ZipFile(file).infolist()):
+    except MemoryError:
+        raise CheckpointError(foreign) from None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            # torch.save stores; what is compressed could claim any amount of memory.
+            compressed = any(entry.compress_type for entry in entries)
+            # torch.load checks no checksums: with a flipped bit in its weights a model would answer wrongly.  And of
+            # a part whose attributes call it a folder it reads nothing, and takes what the memory happens to hold.
+            folder = next((entry.filename for entry in entries if entry.external_attr & FOLDER), None)
+            damaged = folder if folder or compressed else archive.testzip()
+    except Exception:  # zipfile, too, raises whatever the damage happens to trigger
+        raise CheckpointError(foreign) from None
+    if compressed:
         raise CheckpointError(f"{path}: is not a checkpoint of this project (it is compressed); train one, or get one")
+    if damaged is not None:
+        raise CheckpointError(f"{path}: is damaged (its part {damaged} is not what was written); copy it again")
     file.seek(0)
     try:
         with warnings.catch_warnings():
@@ -77,9 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:
         # torch.load raises whatever the damage happens to trigger, and advises to load without weights_only.
-        raise CheckpointError(
-            f"{path}: is not a checkpoint of this project, or is damaged; train one, or copy it again"
-        ) from None
+        raise CheckpointError(foreign) from None
     expected = {"format": int, "model": dict, "config": dict, "class_names": list, "metrics": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(k), t) for k, t in expected.items()):
         raise CheckpointError(f"{path}: is not a checkpoint of this project; name one that its training wrote")
@@ -105,13 +119,13 @@ def build_model(content: Mapping[str, Any], path: Path) -> tuple[EnhancedGlyphCN
     """
     try:
         config = Config.from_dict(content["config"])
-    except ConfigError as error:
+    except (ConfigError, RecursionError) as error:  # a setting may be nested without end
         raise CheckpointError(f"{path}: is damaged ({error})") from None
     model = EnhancedGlyphCNN(len(content["class_names"]), config.dropout_rate, config.use_residual)
     try:
         # Files from before there was calibration carry no temperature.
         model.load_state_dict({"temperature": model.temperature} | clean_state_dict(content["model"]))
-    except (RuntimeError, AttributeError, TypeError):
+    except Exception:  # tensors of other kinds, sparse ones for example, raise more than a RuntimeError
         raise CheckpointError(
             f"{path}: its weights do not fit the architecture that it declares; it is damaged, copy it again"
         ) from None
