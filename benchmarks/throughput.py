@@ -32,7 +32,7 @@ from glyphs.convolutions import WINOGRAD_FROM
 from glyphs.cpus import usable_cpus
 from glyphs.data.loaders import Augmentation, TensorLoader
 from glyphs.data.protocols import fetch_steps
-from glyphs.devices import choose_device, describe_device, limit_threads
+from glyphs.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
 from glyphs.model import EMNIST_MEAN, EMNIST_STD, EnhancedGlyphCNN
 from glyphs.process import run
 from glyphs.training.trainer import MAX_GRADIENT_NORM, Trainer
@@ -54,18 +54,19 @@ def best_seconds(work: Callable[[], Tensor]) -> float:
     return min(seconds)
 
 
-def best_matrix_product(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product."""
-    size = MATRIX_SIZE[device.type]
+def best_matrix_product(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Floating-point operations a second of a square matrix product; size: numbers a side."""
+    size = size or MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / best_seconds(lambda: a @ b)
 
 
-def best_copy(device: torch.device) -> float:
-    """Bytes a second read and written by a copy within the device's memory."""
-    source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
+def best_copy(device: torch.device, size: int | None = None) -> float:
+    """Bytes a second read and written by a copy of that many bytes within the device's memory."""
+    size = size or COPY_BYTES[device.type]
+    source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES[device.type] / best_seconds(lambda: target.copy_(source))
+    return 2 * size / best_seconds(lambda: target.copy_(source))
 
 
 def random_images(count: int) -> tuple[Tensor, Tensor]:
@@ -205,6 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     limit_threads()
+    use_deterministic_algorithms(False)  # as the training script does: on CUDA, cuDNN tries which kernel is fastest
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device, batch_size = choose_device(arguments.device), arguments.batch_size

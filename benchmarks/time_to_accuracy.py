@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from benchmarks.throughput import WARM_UP_STEPS, best_matrix_product, wait_for
 from glyphs.config import DATASETS, SPLITS, Config
 from glyphs.data.loaders import Augmentation, GlyphSet, TensorLoader, load_set, make_test_loader, stratified_split
 from glyphs.data.protocols import fetch_steps
-from glyphs.devices import choose_device, describe_device, limit_threads
+from glyphs.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import run
 from glyphs.randomness import address, seed_everything
@@ -55,6 +56,42 @@ def train_epoch(trainer: Trainer, steps: int | None = None) -> float:
     return wait_for(trainer.device) - started
 
 
+def load(config: Config, device: torch.device, max_train_images: int | None) -> tuple[GlyphSet, GlyphSet]:
+    """The training images, all or so many, and the test images, on the device."""
+    train, test = load_set(config, "train", device), load_set(config, "test", device)
+    if max_train_images is not None:
+        chosen, _ = stratified_split(train.labels, train.chosen, max_train_images, config.seed)
+        train = train._replace(chosen=chosen)
+    return train, test
+
+
+def warm_up(config: Config, train: GlyphSet, test: GlyphSet, device: torch.device) -> None:
+    train_epoch(make_trainer(config, train, test, device), WARM_UP_STEPS)
+
+
+def race(
+    config: Config, train: GlyphSet, test: GlyphSet, device: torch.device, seeds: int, targets: Sequence[float]
+) -> tuple[dict[float, list[float]], list[float], list[float]]:
+    """Train with each seed; returns seconds to each target for the runs that reached it, accuracies, epochs' seconds.
+
+    targets, accuracies : on the test images, in percent.
+    """
+    reached: dict[float, list[float]] = {target: [] for target in targets}
+    accuracies, epochs = [], []
+    for seed in range(seeds):
+        trainer = make_trainer(Config.from_dict({**config.to_dict(), "seed": seed}), train, test, device)
+        seconds, left = 0.0, sorted(reached)
+        for epoch in range(config.num_epochs):
+            epochs.append(train_epoch(trainer))
+            seconds += epochs[-1]
+            accuracy = 100 * trainer.validate()[1]
+            print(f"seed {seed}, epoch {epoch + 1}: {seconds:.2f} s, {accuracy:.2f} %", file=sys.stderr)
+            while left and accuracy >= left[0]:
+                reached[left.pop(0)].append(seconds)
+        accuracies.append(accuracy)
+    return reached, accuracies, epochs
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Config()
@@ -73,6 +110,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     limit_threads()
+    use_deterministic_algorithms(False)  # as the training script does: on CUDA, cuDNN tries which kernel is fastest
     device = choose_device(arguments.device)
     config = Config(
         data_dir=arguments.data_dir,
@@ -84,11 +122,8 @@ def main() -> int:
         device=device.type,
         output_dir=tempfile.gettempdir(),
     )
-    train, test = load_set(config, "train", device), load_set(config, "test", device)
-    if arguments.max_train_images is not None:
-        chosen, _ = stratified_split(train.labels, train.chosen, arguments.max_train_images, config.seed)
-        train = train._replace(chosen=chosen)
-    train_epoch(make_trainer(config, train, test, device), WARM_UP_STEPS)
+    train, test = load(config, device, arguments.max_train_images)
+    warm_up(config, train, test, device)
     product = best_matrix_product(device, torch.float32) / 1e9
 
     print(f"{describe_device(device)}, torch {torch.__version__}, float32 matrix product {product:,.0f} GFLOP/s")
@@ -96,19 +131,7 @@ def main() -> int:
         f"{len(train.chosen):,} training and {len(test.chosen):,} test images, batch {config.batch_size}, learning "
         f"rate {config.learning_rate:g}, {config.num_epochs} epochs"
     )
-    reached: dict[float, list[float]] = {target: [] for target in arguments.targets}
-    accuracies, epochs = [], []
-    for seed in range(arguments.seeds):
-        trainer = make_trainer(Config.from_dict({**config.to_dict(), "seed": seed}), train, test, device)
-        seconds, left = 0.0, sorted(reached)
-        for epoch in range(config.num_epochs):
-            epochs.append(train_epoch(trainer))
-            seconds += epochs[-1]
-            accuracy = 100 * trainer.validate()[1]
-            print(f"seed {seed}, epoch {epoch + 1}: {seconds:.2f} s, {accuracy:.2f} %", file=sys.stderr)
-            while left and accuracy >= left[0]:
-                reached[left.pop(0)].append(seconds)
-        accuracies.append(accuracy)
+    reached, accuracies, epochs = race(config, train, test, device, arguments.seeds, arguments.targets)
     print(f"{'':26}{'runs':>8}{'mean':>10}{'deviation':>10}{'lowest':>10}{'highest':>10}")
     rows = {f"seconds to {target:g} %": values for target, values in sorted(reached.items())}
     rows |= {"accuracy at the end, %": accuracies, "seconds an epoch": epochs}

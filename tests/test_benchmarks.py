@@ -89,3 +89,26 @@ def test_large_dataset_holds_only_a_copy_in_memory(tmp_path: Path) -> None:
     assert after - before < pixels / 2 < in_memory - after
     assert mapped > pixels
     assert figures["training, mapped to in memory, %"][0] > 0
+
+
+def test_the_page_of_a_gpu_is_whole() -> None:
+    result = run_python("benchmarks/gpu.py", "--smoke", timeout=600)
+    assert result.returncode == 0, result.stderr
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    products = {name: float(figure.split()[0]) * 1e12 for name, figure, *_ in rows if name.startswith("matrix product")}
+    assert products.keys() == {"matrix product in float32", "matrix product in bfloat16"}
+    training = {row[1]: row for row in rows if row[0] == "4" and "%" in row[3]}
+    assert training.keys() == {"eager", "CUDA graph", "compiled", "compiled, CUDA graph"}
+    for _, _, rate, share, *_ in training.values():
+        expected = 100 * int(rate.split()[0]) * 0.4216e9 / products["matrix product in float32"]
+        assert float(share.rstrip("%")) == pytest.approx(expected, rel=0.1, abs=0.1)
+    assert [row[0] for row in rows if row[0].startswith("16 images")] == [
+        f"16 images, batch 8, {how}" for how in ("eager", "CUDA graph")
+    ]
+    predicted = [row for row in rows if row[1] in ("float32", "bfloat16", "ONNX on the CPU")]
+    assert len(predicted) == 6
+    for batch, _, took, rate in predicted:
+        assert int(rate.replace(",", "")) == pytest.approx(1e3 * int(batch) / float(took.split()[0]), rel=0.01, abs=1)
+    [[_, runs, seconds, *_]] = [row for row in rows if row[0] == "seconds to 0 %"]
+    assert runs == "1"
+    assert float(seconds) > 0
