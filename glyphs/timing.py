@@ -1,7 +1,7 @@
 """How long networks take: several in turns, so that a machine that slows down slows all of them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,11 @@ Network = Callable[[NDArray[np.uint8]], Any]  # images [N, 1, 28, 28] -> anythin
 ROUNDS = 5
 ROUND_SECONDS = 0.2  # at least, of each network in each round
 WARM_UP_CALLS = 3
+UNSTEADY = 0.5  # distance of the quartiles by the median
+UNSTEADY_WORDS = (
+    "are unsteady (their quartiles lie more than half the median apart): let the machine do nothing else, and measure "
+    "again"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Timing:
     @property
     def images_per_second(self) -> float:
         return self.batch / self.median
+
+
+def unsteady(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any of these measurements, each with `seconds` and `seconds_iqr`, spreads too far to be relied on."""
+    return any(row["seconds_iqr"] > UNSTEADY * row["seconds"] for row in rows)
 
 
 def time_networks(networks: Sequence[Network], batch: int) -> list[Timing]:

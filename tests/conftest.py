@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,14 @@ from glyphs.data.demo import render_demo
 from glyphs.data.emnist import CLASS_NAMES
 from glyphs.errors import GlyphError
 from glyphs.export import export_model
+from glyphs.process import SIGNALS
 from tests.small import save_small_checkpoint
+
+# Under nohup or behind a shell's & the tests inherit ignored signals, and would start programs that ignore them too,
+# and wait for their end in vain.  A handler that does nothing ignores them here as well, but is not inherited.
+for signum in SIGNALS:
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, lambda *_: None)
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("train", "test")

@@ -269,11 +269,16 @@ def test_unsteady_times_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = save(tmp_path / "m.pth", NAMES)
 
     def measured(spread: float) -> list[dict[str, Any]]:
-        return [{"device": "cpu", "batch": 1, "seconds": 1.0, "seconds_iqr": spread, "images_per_second": 1.0}]
+        row = {"device": "cpu", "device_name": "CPU", "threads": 1, "batch": 1, "images_per_second": 1.0}
+        return [row | {"seconds": 1.0, "seconds_iqr": spread}]
 
     monkeypatch.setattr("glyphs.analysis.comparator.measure", lambda _: [measured(0.1), measured(0.6)])
     notes = ModelComparator([path, path], "cpu").compare().notes
     assert any(note.startswith("The times of B are unsteady") for note in notes)
+    for spread in (0.1, 0.6):
+        monkeypatch.setattr("glyphs.analysis.analyzer.measure", lambda _, spread=spread: [measured(spread)])
+        text = format_analysis(ModelAnalyzer(path, "cpu").analyze())
+        assert ("These times are unsteady" in text) == (spread == 0.6)
 
 
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_hangup_is_ignored_under_nohup() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_programs_that_tests_start_are_interrupted_even_where_the_tests_ignore_signals(signum: signal.Signals) -> None:
+    """As under nohup; without tests/conftest.py they would be waited for in vain."""
+    code = (
+        f"import signal, subprocess, sys\nsignal.signal({signum:d}, signal.SIG_IGN)\nimport tests.conftest\n"
+        f"command = [sys.executable, '-c', 'import os, time; os.kill(os.getpid(), {signum:d}); time.sleep(1)']\n"
+        f"print(subprocess.run(command, stderr=subprocess.DEVNULL).returncode)\n"
+    )
+    result = run_python("-c", code)
+    assert result.stdout == f"{-signum:d}\n", result.stderr
+
+
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["left-in-the-buffer", "more-than-the-pipe-holds"])
 def test_closed_pipe_is_silent(lines: int) -> None:
     code = f"def main():\n    sys.stdin.readline()\n    for _ in range({lines}):\n        print('a line')\n"

@@ -1,6 +1,7 @@
 """The package: what is installed is all that is needed, under the names that are promised."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -67,6 +68,22 @@ def test_no_other_name_is_there() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     result = run_python("-c", "import sys, glyphs; print({'torch', 'numpy', 'PIL'} & set(sys.modules))")
     assert result.stdout == "set()\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["ours", "a number of the user's", "a policy of the user's"],
+)
+def test_openmp_starts_with_a_short_spin_unless_the_user_chose(given: dict[str, str], spins: str) -> None:
+    """OpenMP itself says what it goes by, when it is loaded."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", *given)}
+    command = [sys.executable, "-c", "from glyphs import Trainer"]
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **given}
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    if "GOMP_SPINCOUNT" not in result.stderr:
+        pytest.skip("this torch computes with another OpenMP than GNU's")
+    assert re.search(rf"GOMP_SPINCOUNT = '{spins}'", result.stderr)
 
 
 def test_ci_runs_what_the_readme_says() -> None:

@@ -29,7 +29,7 @@ from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
 from glyphs.inference.predictor import Network, load_checkpoint, load_onnx, read_class_names
 from glyphs.text import one_line, table
-from glyphs.timing import time_networks
+from glyphs.timing import UNSTEADY_WORDS, time_networks, unsteady
 from glyphs.training import checkpoint
 
 LAYER_CALLS = 50  # of which a layer's time is the median
@@ -407,6 +407,8 @@ def format_analysis(report: Mapping[str, Any]) -> str:
             f"batch of {row['batch']:<5} {1e3 * row['seconds']:.2f} ms (interquartile range "
             f"{1e3 * row['seconds_iqr']:.2f}), {row['images_per_second']:,.0f} images/s on {where}"
         )
+    if unsteady(report["inference"]):
+        lines.append(f"{'':15}These times {UNSTEADY_WORDS}")
     stored = ", ".join(f"{key} {value:.4g}" for key, value in report["stored_metrics"].items() if is_number(value))
     lines.append(f"stored         {stored or 'no metrics'}")
     if test := report["stored_metrics"].get("test"):

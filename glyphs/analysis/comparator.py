@@ -17,8 +17,7 @@ from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.evaluation.metrics import Evaluation, metrics
 from glyphs.files import valid_utf8
-
-UNSTEADY = 0.5  # distance of the quartiles by the median
+from glyphs.timing import UNSTEADY_WORDS, unsteady
 
 
 class ModelComparator:
@@ -81,16 +80,8 @@ class ModelComparator:
             if len({tuple(analyzer.class_names) for analyzer in self.analyzers}) > 1:
                 counts = ", ".join(f"{id} {len(a.class_names)}" for id, a in zip(self.ids, self.analyzers, strict=True))
                 notes.append(f"The models tell different classes apart ({counts}): accuracies do not compare")
-        unsteady = [
-            model["id"]
-            for model in models
-            if any(row["seconds_iqr"] > UNSTEADY * row["seconds"] for row in model["timings"])
-        ]
-        if unsteady:
-            notes.append(
-                f"The times of {', '.join(unsteady)} are unsteady (their quartiles lie more than half the median "
-                "apart): let the machine do nothing else, and measure again"
-            )
+        if shaky := [model["id"] for model in models if unsteady(model["timings"])]:
+            notes.append(f"The times of {', '.join(shaky)} {UNSTEADY_WORDS}")
         known = [
             row
             for row in (*(MEASURED if loader is not None else STORED), *COSTS, *SPEEDS)
