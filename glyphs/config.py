@@ -13,7 +13,7 @@ from glyphs.errors import ConfigError
 DATASETS = ("emnist", "folder", "demo")
 SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 SCHEDULERS = ("cosine", "plateau")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESSING = ("glyph", "plain")
 CLASS_PRIORS = ("data", "uniform")
@@ -130,7 +130,12 @@ class Config:
         42, "every random choice follows from it, the validation part of the data included", check=NOT_NEGATIVE
     )
     deterministic: bool = setting(False, "on CUDA, the same bits every run, more slowly (CPU runs always are)")
-    device: str = setting("auto", "auto takes CUDA where there is one", choices=DEVICES, may_change=True)
+    device: str = setting(
+        "auto",
+        "auto takes CUDA where there is one; mps, the GPU of Apple's machines, is untested",
+        choices=DEVICES,
+        may_change=True,
+    )
     precision: str = setting(
         "auto",
         "of the arithmetic of training; auto: bfloat16 or float16 on CUDA, float32 on CPUs, where bfloat16 is faster "

@@ -190,10 +190,20 @@ def test_a_run_goes_on_on_another_device(first: torch.device, second: torch.devi
     assert {weights.device for weights in model.state_dict().values()} == {CPU}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_no_step_waits_for_the_device(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# The last as of a folder of pictures, whose images stay in host memory.
+@pytest.mark.parametrize(
+    ("dtype", "where"),
+    [(torch.bfloat16, DEVICE), (torch.float16, DEVICE), (torch.float32, DEVICE), (torch.float32, CPU)],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(
+    dtype: torch.dtype, where: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainer_module, "autocast_dtype", lambda device, precision: dtype)
     trainer = trainer_on(DEVICE, tmp_path)
+    loader = loaders(where)[0]
+    loader.device = DEVICE
+    trainer.train_loader = loader
     trainer.model.train()
     steps = fetch_steps(trainer.train_loader, 0, 0)
     for step, batch in steps:  # kernels are chosen, and the epoch's order is copied
@@ -214,7 +224,7 @@ def test_out_of_memory_names_the_next_batch_size_and_leaves_the_device_usable(tm
     def exhaust() -> None:
         if CUDA:
             torch.empty(2**45, dtype=torch.uint8, device=DEVICE)
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 32768.00 GiB.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 32768.00 GiB.")  # as CUDA words it
 
     with refused(TrainingError, "CUDA ran out of memory", "try --batch-size 64"), explain_out_of_memory(128):
         exhaust()

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -47,6 +48,22 @@ def test_it_sweeps_exponentially_and_suggests_a_rate_on_the_way_down() -> None:
     assert ratios == pytest.approx(np.full(len(ratios), math.log(1e8) / 99))
     lowest = found.learning_rates[int(np.argmin(found.losses))]
     assert 1e-6 < found.suggestion < lowest
+
+
+def test_it_waits_once_a_step_and_asks_no_gpu_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder, loader = make_finder()
+    losses = []
+    item = Tensor.item
+
+    def wait(tensor: Tensor) -> Any:
+        losses.extend([tensor] if tensor.requires_grad else [])  # the optimizer of this test waits too, for its steps
+        return item(tensor)
+
+    monkeypatch.setattr(Tensor, "item", wait)
+    with patch("torch.random.fork_rng", wraps=torch.random.fork_rng) as fork:
+        found = finder.range_test(loader, num_steps=40)
+    assert len(losses) == len(found.losses)
+    fork.assert_called_once_with([])
 
 
 def test_it_stops_where_the_loss_diverges() -> None:

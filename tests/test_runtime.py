@@ -20,6 +20,7 @@ from glyphs.devices import (
     describe_device,
     explain_out_of_memory,
     limit_threads,
+    sums_dtype,
     use_deterministic_algorithms,
 )
 from glyphs.errors import ConfigError, TrainingError
@@ -190,6 +191,29 @@ def test_cuda_where_there_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -
         choose_device("cuda")
 
 
+@pytest.mark.parametrize(("mps", "autocast"), [(False, True), (True, False)])
+def test_mps_where_there_is_none_or_pytorch_is_too_old_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, mps: bool, autocast: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: autocast)
+    with refused(ConfigError, "--device mps", "--device cpu"):
+        choose_device("mps")
+
+
+def test_mps_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: True)
+    device = choose_device("mps")
+    assert choose_device("auto").type != "mps"  # nobody has tested it
+    assert (device.type, describe_device(device)) == ("mps", "Apple GPU")
+    assert autocast_dtype(device) is torch.float32
+    assert (sums_dtype(device), sums_dtype(CPU)) == (torch.float32, torch.float64)
+    monkeypatch.setattr(glyphs.devices, "world_size", lambda: 2)
+    with refused(ConfigError, "--device mps: 2 processes", "--device cpu"):
+        choose_device("mps")
+
+
 def test_cpu_computes_in_float32_and_names_its_threads() -> None:
     assert autocast_dtype(CPU) is torch.float32
     assert autocast_dtype(CPU, "bfloat16") is torch.bfloat16
@@ -239,6 +263,21 @@ def test_deterministic_algorithms_go_on_and_off(monkeypatch: pytest.MonkeyPatch)
 def test_out_of_memory_names_the_batch_size_and_the_next_to_try(batch_size: int, remedy: str) -> None:
     with refused(TrainingError, f"--batch-size {batch_size};", remedy), explain_out_of_memory(batch_size):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB")
+
+
+@pytest.mark.parametrize(
+    ("said", "who"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", "CUDA"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDA"),
+        ("Unable to find a valid cuDNN algorithm to run convolution".replace("U", "u"), "CUDA"),
+        ("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB)", "MPS"),
+    ],
+)
+def test_out_of_memory_is_recognised_whoever_says_it(said: str, who: str) -> None:
+    with refused(TrainingError, f"{who} ran out of memory", "--batch-size 4"), explain_out_of_memory(8):
+        raise RuntimeError(said)
 
 
 def test_other_errors_pass_out_of_memory_by(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, T
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import Interrupted
 from glyphs.randomness import seed_everything
+from glyphs.training import trainer as trainer_module
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
@@ -534,6 +535,22 @@ def test_tensorboard_missing_is_one_clear_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         make_trainer(tmp_path, tensorboard=True).fit()
+
+
+def test_sums_in_float32_are_as_good_for_devices_without_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make_trainer(tmp_path / "double", class_prior="uniform", num_epochs=2).fit()
+    monkeypatch.setattr(trainer_module, "sums_dtype", lambda device: torch.float32)
+    trainer = make_trainer(tmp_path / "single", class_prior="uniform", num_epochs=2)
+    found = trainer.fit()
+    assert trainer.step_stats.dtype is torch.float32
+    for row, other in zip(found, expected, strict=True):
+        for name in row.keys() - {"seconds", "images_per_second"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-5), name
+    resumed = make_trainer(tmp_path / "single", class_prior="uniform", num_epochs=3)
+    resumed.resume(load_checkpoint(tmp_path / "double" / LATEST_CHECKPOINT))
+    assert resumed.step_stats.dtype is torch.float32
 
 
 # Operators whose result the CPU has to see: on a GPU, each waits until everything before it is done.

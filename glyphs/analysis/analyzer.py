@@ -190,7 +190,7 @@ def layer_total(layers: Sequence[Layer]) -> float:
 def measure(analyzers: Sequence[ModelAnalyzer]) -> list[list[dict[str, Any]]]:
     """Time models in turns, on each device at batch 1 and at a full batch; for each model a row for each."""
     rows: list[list[dict[str, Any]]] = [[] for _ in analyzers]
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda", "mps"):
         present = [place for place, analyzer in enumerate(analyzers) if device in analyzer.devices]
         for batch in dict.fromkeys((1, analyzers[0].batch_size)):
             timings = time_networks([analyzers[place].networks[device] for place in present], batch)

@@ -159,7 +159,7 @@ COSTS = (
 )
 SPEEDS = tuple(
     row
-    for device, name in (("cpu", "CPU"), ("cuda", "CUDA"))
+    for device, name in (("cpu", "CPU"), ("cuda", "CUDA"), ("mps", "MPS"))
     for row in (
         Row(f"latency_{device}", f"latency of one image, {name}, ms", 1e3, 2, False),
         Row(f"throughput_{device}", f"throughput, {name}, images/s", 1, 0, True),

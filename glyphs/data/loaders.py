@@ -22,6 +22,7 @@ from glyphs.config import Config
 from glyphs.data.augment import augment
 from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
+from glyphs.devices import move
 from glyphs.distributed import in_turn
 from glyphs.errors import ConfigError
 from glyphs.randomness import address
@@ -120,7 +121,7 @@ class TensorLoader:
         for step in range(first_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             rows = batch[self.part]
-            images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
+            images, labels = move(self.images[rows], self.device), move(self.labels[rows], self.device)
             if self.augmentation is not None and len(rows) > 0:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
                 images = augment(

@@ -65,7 +65,7 @@ class GlyphPredictor:
     Parameters
     ----------
     model : a checkpoint (.pth), or an .onnx file that this project exported; None for the weights in the box.
-    device : `auto`, `cpu` or `cuda`; None is `auto`.
+    device : `auto`, `cpu`, `cuda` or `mps`; None is `auto`.
     alphabet : the only characters to answer; the probabilities are those given that it is one of them.  A
         character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced,
         where c is C.
@@ -386,7 +386,7 @@ def load_onnx(path: Path, device: str) -> Loaded:
     Raises
     ------
     CheckpointError : it is missing, damaged, or not an export of this project.
-    ConfigError : `cuda` was asked for, and this onnxruntime has none.
+    ConfigError : `cuda` was asked for, and this onnxruntime has none; or `mps`.
     GlyphError : onnxruntime is not installed.
     """
     try:
@@ -401,10 +401,12 @@ def load_onnx(path: Path, device: str) -> Loaded:
     # Weights in further files would be looked up there, which fails: a model is one file, and reads no other.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     providers = ["CPUExecutionProvider"]
-    if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if device in ("auto", "cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, "CUDAExecutionProvider")
     elif device == "cuda":
         raise ConfigError("--device cuda: this onnxruntime cannot use CUDA; use --device cpu, or onnxruntime-gpu")
+    elif device == "mps":
+        raise ConfigError("--device mps: an .onnx model does not run on it; use --device cpu, or the checkpoint")
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers)
     except OSError as error:

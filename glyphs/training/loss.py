@@ -26,7 +26,7 @@ class LogitAdjustedLoss(nn.CrossEntropyLoss):
     def __init__(self, class_counts: Tensor, label_smoothing: float) -> None:
         super().__init__(label_smoothing=label_smoothing)
         self.log_prior: Tensor
-        counts = class_counts.double().clamp(min=1)
+        counts = class_counts.cpu().double().clamp(min=1)  # Apple's GPUs have no float64
         self.register_buffer("log_prior", (counts / counts.sum()).log().float())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from glyphs.data.protocols import Loader, fetch_steps, require_batches
-from glyphs.devices import autocast_dtype
+from glyphs.devices import autocast_dtype, move
 from glyphs.errors import TrainingError
 from glyphs.model import modes_kept
 
@@ -78,14 +78,15 @@ class LRFinder:
                     group["lr"] = rate
                 self.optimizer.zero_grad()
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    loss = self.criterion(self.model(images.to(device)), labels.to(device))
-                if not math.isfinite(loss.item()):
+                    loss = self.criterion(self.model(move(images, device)), move(labels, device))
+                value = loss.item()  # the only wait of a step
+                if not math.isfinite(value):
                     break
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
                 rates.append(rate)
-                losses.append(loss.item())
+                losses.append(value)
                 recent = float(np.mean(losses[-RECENT:]))
                 lowest = min(lowest, recent)
                 if recent > DIVERGENCE * lowest:
@@ -105,9 +106,12 @@ class LRFinder:
     def _everything_restored(self) -> Iterator[None]:
         model_state = copy.deepcopy(self.model.state_dict())
         optimizer_state = copy.deepcopy(self.optimizer.state_dict())
+        device = next(self.model.parameters()).device
+        # Of the other GPUs nothing is drawn, and asking them for their state would start them.
+        gpus = [device] if device.type == "cuda" else []
         numpy_state, python_state = np.random.get_state(), random.getstate()
         try:
-            with modes_kept(self.model), torch.random.fork_rng():
+            with modes_kept(self.model), torch.random.fork_rng(gpus):
                 yield
         finally:
             self.model.load_state_dict(model_state)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from glyphs.config import Config
 from glyphs.data.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, start_anew
-from glyphs.devices import autocast_dtype, choose_device, use_deterministic_algorithms
+from glyphs.devices import autocast_dtype, choose_device, move, sums_dtype, use_deterministic_algorithms
 from glyphs.distributed import Exchange, Orders, average_gradients, barrier, rank, spread_buffers, total, world_size
 from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
@@ -124,7 +124,7 @@ class Trainer:
         self.epoch_seconds = 0.0  # spent on them
         # Loss, correct answers, images and gradient norm of each step, left on the device: reading one waits for it.
         # Their sum over the processes is what happened; see `_all_stats`.
-        self.step_stats = torch.zeros(self.num_steps, 4, dtype=torch.float64, device=self.device)
+        self.step_stats = torch.zeros(self.num_steps, 4, dtype=sums_dtype(self.device), device=self.device)
         self.history: list[dict[str, float]] = []
         self.best_accuracy = -1.0
         self._signal: int | None = None
@@ -182,7 +182,8 @@ class Trainer:
             seed = self.config.seed if rank() == 0 else address(self.config.seed, "process", rank())
             for step, (images, labels) in fetch_steps(self.train_loader, seed, self.epoch, self.step):
                 part = self.train_loader.part_of(step) if isinstance(self.train_loader, Divisible) else 1.0
-                self.step_stats[step] = self._train_step(images.to(self.device), labels.to(self.device), part)
+                images, labels = move(images, self.device), move(labels, self.device)
+                self.step_stats[step] = self._train_step(images, labels, part)
                 self.step = step + 1
                 self.epoch_seconds = time.perf_counter() - started
                 progress.update()
@@ -259,16 +260,16 @@ class Trainer:
         self.model.eval()
         # For a user's own loader that draws at random: a resumed run must see the same images.
         seed_everything(address(self.config.seed, "validation", self.epoch))
-        totals = torch.zeros(3, len(self.class_names), dtype=torch.float64, device=self.device)  # by class
+        totals = torch.zeros(3, len(self.class_names), dtype=sums_dtype(self.device), device=self.device)  # by class
         for images, labels in start_anew(self.val_loader):
-            images, labels = images.to(self.device), labels.to(self.device)
+            images, labels = move(images, self.device), move(labels, self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
                 logits = self.model(images)
             losses = F.cross_entropy(logits.float(), labels, reduction="none")
             correct = logits.argmax(1) == labels
-            totals.index_add_(1, labels, torch.stack([losses, correct, torch.ones_like(losses)]).double())
+            totals.index_add_(1, labels, torch.stack([losses, correct, torch.ones_like(losses)]).to(totals.dtype))
             self._stop_where_asked(self._orders())
-        totals = total(totals.cpu())
+        totals = total(totals.cpu().double())
         if self.config.class_prior == "uniform":
             totals = (totals / totals[2])[:, totals[2] > 0]
         loss_sum, correct_sum, count = totals.sum(1).tolist()
@@ -336,7 +337,7 @@ class Trainer:
         self.epoch, self.step = training["epoch"], training["step"]
         self.epoch_seconds = training["epoch_seconds"]
         if rank() == 0:
-            self.step_stats[: self.step] = training["step_stats"].to(self.device)
+            self.step_stats[: self.step] = training["step_stats"].to(self.step_stats.dtype).to(self.device)
         self.best_accuracy = training["best_accuracy"]
         self.history = training["history"]
 
@@ -358,7 +359,7 @@ class Trainer:
 
     def _all_stats(self) -> Tensor:
         """`step_stats` of the steps done of this epoch, float64 [steps, 4], over all processes."""
-        return total(self.step_stats[: self.step].cpu())
+        return total(self.step_stats[: self.step].cpu().double())
 
     def _summarise_steps(self) -> tuple[float, float, int]:
         """Mean loss, accuracy and number of images over the steps done of this epoch."""
