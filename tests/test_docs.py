@@ -2,10 +2,14 @@
 
 import contextlib
 import functools
+import inspect
 import io
+import json
+import math
 import re
 import runpy
 import shlex
+import string
 import sys
 from pathlib import Path
 from unittest import mock
@@ -14,7 +18,13 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import inference
+from glyphs import export
 from glyphs.commands import model_arguments, read_arguments, train_arguments
+from glyphs.config import Config
+from glyphs.data.demo import DEMO_CLASSES, IMAGES_PER_CLASS
+from glyphs.data.emnist import CLASS_NAMES
+from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.training.lr_finder import LRFinder
 from tests.conftest import ROOT
 from tests.small import draw_glyph, save_small_checkpoint
 
@@ -80,12 +90,16 @@ def test_every_command_parses(document: Path) -> None:
             assert script == "-c", command
 
 
+# An example that trains has to learn what it shows: the accuracy that its last line prints is above this.
+LEAST_PRINTED = {"QUICKSTART.md": 0.9, "API.md": 0.95}
 # The examples of SERVICE.md talk to a service: tests/test_service.py runs them.
 EXAMPLES = [page for page in PAGES if blocks(page, "python") and page.name != "SERVICE.md"]
 
 
 @pytest.mark.parametrize("document", EXAMPLES, ids=lambda path: path.name)
-def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_python_example_runs(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("pretrained", "samples"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -95,6 +109,8 @@ def test_every_python_example_runs(document: Path, tmp_path: Path, monkeypatch: 
         draw_glyph(number).save(tmp_path / name)
     for example in blocks(document, "python"):
         exec(compile(example, document.name, "exec"), {"__name__": "example"})
+    if document.name in LEAST_PRINTED:
+        assert float(capsys.readouterr().out.splitlines()[-1]) > LEAST_PRINTED[document.name]
 
 
 def test_the_readme_is_short_and_its_commands_answer_as_it_says(
@@ -129,6 +145,61 @@ def test_every_link_leads_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (document.parent / target).exists(), target
+
+
+def test_numbers_in_the_documents_are_those_of_the_code() -> None:
+    parameters, light = (
+        sum(weights.numel() for weights in EnhancedGlyphCNN(47, use_residual=residual).parameters())
+        for residual in (True, False)
+    )
+    assert round(parameters / light) == 20
+    assert Config().checkpoint_every == 120
+    assert len(ViewAverage(EnhancedGlyphCNN(47)).maps) == 7
+    images = {part: count * len(DEMO_CLASSES) for part, count in IMAGES_PER_CLASS.items()}
+    validation = round(images["train"] * Config().val_split)
+    recipe = json.loads((ROOT / "recipes" / "accurate.json").read_text(encoding="utf-8"))
+    merged = " ".join(sorted(set(string.ascii_lowercase) - set(CLASS_NAMES["balanced"])))
+    sizes = {split: len(names) for split, names in CLASS_NAMES.items()}
+    sweep = inspect.signature(LRFinder.range_test).parameters
+    batches = [str(batch) for batch in export.VERIFIED_BATCHES]
+    promised = {
+        "README.md": [
+            f"{parameters / 1e6:.1f} million parameters",
+            f"the {sizes['balanced']}, {sizes['byclass']}, {sizes['letters']} or {sizes['digits']} classes of EMNIST",
+        ],
+        "QUICKSTART.md": [
+            f"{parameters:,} parameters on CPU",
+            f"{images['train'] - validation:,} training, {validation:,} validation and {images['test']:,} test images",
+            f"the {sizes['balanced']} classes of its Balanced split",
+        ],
+        "docs/TRAINING.md": [
+            f"{sizes['balanced']} classes, {Config().num_epochs} epochs",
+            f"{sizes['byclass']} classes: upper and lower case apart",
+            "every two minutes within one",
+            "twenty times smaller",
+            "look at each image seven times",
+            f"batches of {recipe['batch_size']}, a rate of {recipe['learning_rate']} with weight decay of "
+            f"{recipe['weight_decay']}, less rotation and shifting, less label smoothing, a {recipe['class_prior']} "
+            f"class prior, {recipe['num_epochs']} epochs",
+            f"from 1e{math.log10(sweep['start_lr'].default):.0f} to {sweep['end_lr'].default:.0f},",
+        ],
+        "docs/DATA.md": [f"the {len(DEMO_CLASSES)} classes of EMNIST-Balanced"],
+        "docs/PREDICTION.md": [f"the letters {merged} in capitals only"],
+        "docs/ANALYSIS.md": [
+            f"opset {export.OPSET},",
+            f"at batch {', '.join(batches[:-1])} and {batches[-1]} beside the checkpoint",
+            f"more than {export.TOLERANCE} makes",
+            f"up to {export.CALIBRATION_IMAGES} validation images",
+            f"by more than {100 * export.MAX_FALL} points",
+            f"fewer than {100 * export.MIN_AGREEMENT:.0f} % of the answers",
+            f"need torch {export.ONNX_TORCH} or newer",
+        ],
+        "docs/SCALING.md": [f"{4 * parameters / 1e6:.1f} MB: {parameters:,} gradients"],
+    }
+    for page, sentences in promised.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        for sentence in sentences:
+            assert sentence in text, page
 
 
 def test_the_file_tree_is_the_real_one() -> None:
