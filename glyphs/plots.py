@@ -20,6 +20,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -477,19 +478,20 @@ def plot_comparison(
     fronts = [(title, values, front) for title, (values, front) in costs.items() if front is not None]
     lower = (len(fronts) if quality else 0) + bool(differences)
     with _picture(path, 13, 8.2 if lower else 4.2) as figure:
-        grid = figure.add_gridspec(2 if lower else 1, 12)
+        rows = figure.add_gridspec(2 if lower else 1, 1)
 
-        def panel(row: int, place: int, count: int) -> Axes:
-            width = 12 // count
-            return figure.add_subplot(grid[row, place * width : (place + 1) * width])
+        def row_of(grid: SubplotSpec, count: int) -> list[Axes]:
+            cells = grid.subgridspec(1, count)
+            return [figure.add_subplot(cells[0, place]) for place in range(count)]
 
-        for place, (title, values) in enumerate(bars):
-            _bars(panel(0, place, len(bars)), title, letters, values, from_zero=quality is None or place > 0)
-        if quality:
-            for place, (title, values, front) in enumerate(fronts):
-                _scatter_front(panel(1, place, lower), title, values, quality, front, letters)
+        for place, (axes, (title, values)) in enumerate(zip(row_of(rows[0], len(bars)), bars, strict=True)):
+            _bars(axes, title, letters, values, from_zero=quality is None or place > 0)
+        panels = row_of(rows[1], lower) if lower else []
         if differences:
-            _forest(panel(1, lower - 1, lower), differences)
+            _forest(panels.pop(), differences)
+        for axes, (title, values, front) in zip(panels, fronts, strict=False):
+            assert quality is not None  # else there would be no panel for them
+            _scatter_front(axes, title, values, quality, front, letters)
         names, fonts = _labels([name for _, name in models], 40)
         legend = "      ".join(f"{letter}: {_within(name)}" for letter, name in zip(letters, names, strict=True))
         figure.suptitle(textwrap.fill(legend, 150), fontsize=10, fontfamily=fonts)
@@ -528,19 +530,46 @@ def _scatter_front(
     ]
     best = sorted(point for point in points if front[point[2]])
     axes.step([x for x, *_ in best], [y for _, y, _ in best], "--", where="post", color=GREY, linewidth=1.2, zorder=0)
-    widths = [max(values) - min(values) for values in list(zip(*points, strict=True))[:2]]
-    corners = ((9, 6), (9, -14), (-17, 6), (-17, -14))
-    for number, (cost, accuracy, place) in enumerate(points):
-        near = [abs(x - cost) <= widths[0] / 20 and abs(y - accuracy) <= widths[1] / 20 for x, y, _ in points[:number]]
-        corner = corners[sum(near) % len(corners)]  # so that the letters of neighbours do not lie on each other
-        colour = _colour(place)
-        inside = colour if front[place] else "white"
-        axes.plot(cost, accuracy, "o", markersize=11, color=inside, markeredgecolor=colour, markeredgewidth=2)
-        axes.annotate(letters[place], (cost, accuracy), xytext=corner, textcoords="offset points", fontsize=11)
+    for neighbours in _neighbours(points):
+        # One label for all of them, and a ring within a ring where they coincide: nothing hides another.
+        for inside, (cost, accuracy, place) in enumerate(neighbours):
+            colour = _colour(place)
+            axes.plot(
+                cost,
+                accuracy,
+                "o",
+                markersize=11 + 6 * (len(neighbours) - 1 - inside),
+                color=colour if front[place] else "white",
+                markeredgecolor=colour,
+                markeredgewidth=2,
+            )
+        right, height, _ = max(neighbours)
+        axes.annotate(
+            ", ".join(letters[place] for *_, place in neighbours),
+            (right, height),
+            xytext=(5 + 3 * len(neighbours), -16),  # where the dashed line never is
+            textcoords="offset points",
+            fontsize=11,
+        )
     axes.margins(0.2)
     axes.set(xlabel=title, ylabel=name)
     axes.set_title("filled: on the Pareto front", fontsize=10)
     axes.grid()
+
+
+def _neighbours(points: Sequence[tuple[float, float, int]]) -> list[list[tuple[float, float, int]]]:
+    """The points (x, y, place), those together whose marks would touch: within a tenth of what the points span."""
+    spans = [max(values) - min(values) for values in list(zip(*points, strict=True))[:2]]
+    groups: list[list[tuple[float, float, int]]] = []
+    for point in points:
+        near = [
+            group
+            for group in groups
+            if any(abs(x - point[0]) <= spans[0] / 10 and abs(y - point[1]) <= spans[1] / 10 for x, y, _ in group)
+        ]
+        groups = [group for group in groups if group not in near]
+        groups.append(sorted([point, *(other for group in near for other in group)], key=lambda other: other[2]))
+    return groups
 
 
 def _forest(axes: Axes, differences: Sequence[tuple[str, float, float, float, bool]]) -> None:
@@ -550,13 +579,13 @@ def _forest(axes: Axes, differences: Sequence[tuple[str, float, float, float, bo
         colour = GREEN if real else GREY
         axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
         axes.plot(points, place, "o", color=colour, markersize=9)
-        note = f"{points:.2f} ({low:.2f} to {high:.2f})" + ("" if real or not points else ": may be chance")
-        axes.annotate(note, (points, place), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0, color=DARK, linestyle=":", linewidth=1.2)
-    axes.set_yticks(places, [name for name, *_ in differences])
-    axes.set(ylim=(len(differences) - 0.3, -0.7), xlabel="percentage points, 95 % interval")
-    axes.set_title("difference of accuracy")
-    axes.margins(x=0.4)
+    notes = [f"{name}:\n{points:.2f} ({low:.2f} to {high:.2f})" for name, points, low, high, _ in differences]
+    axes.set_yticks(places, notes, fontsize=9)
+    axes.set(ylim=(len(differences) - 0.5, -0.5), xlabel="percentage points, 95 % interval")
+    chance = not all(real for *_, real in differences)
+    axes.set_title("difference of accuracy" + "\n(grey: may be chance)" * chance, fontsize=10)
+    axes.margins(x=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

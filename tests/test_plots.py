@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -233,3 +235,47 @@ def test_same_data_same_bytes_and_no_half_file(
 def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(GlyphError, match="cannot be written"):
         plots.plot_training_history(history(1), tmp_path / "missing" / "a.png")
+
+
+def test_models_that_are_alike_are_compared_without_texts_that_collide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    drawn: list[Text] = []
+    savefig, draw = Figure.savefig, Text.draw
+
+    def save(self: Figure, *args: object, **options: object) -> None:
+        figures.append(self)
+        savefig(self, *args, **options)  # type: ignore[arg-type]
+
+    def record(self: Text, renderer: RendererBase) -> None:
+        if self.get_visible() and self.get_text().strip():
+            drawn.append(self)
+        draw(self, renderer)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    accuracies = [89.61, 89.61, 89.74, 87.46, 87.46, 87.43]
+    costs = {
+        "file (MB)": ([6.86, 13.7, 3.57, 0.73, 0.74, 0.3], [False, False, True, True, False, True]),
+        "latency of one image (ms)": ([2.04, 0.72, 0.37, 0.88, 0.09, 0.09], [False, False, True, False, True, False]),
+    }
+    chance, real = ("C over A", 0.14, 0.0, 0.27, False), ("A over D", 2.14, 1.65, 2.64, True)
+    plots.plot_comparison(
+        [(letter, f"a-model-with-a-name-{letter}.int8.onnx") for letter in "ABCDEF"],
+        ("accuracy, %", accuracies),
+        costs,
+        ("throughput (images/s)", [2367, 1857, 6225, 14640, 34188, 31585]),
+        [chance, real, chance, real, real],
+        tmp_path / "comparison.png",
+    )
+    [figure] = figures
+    monkeypatch.setattr(Text, "draw", record)
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in drawn]
+    assert len(boxes) > 60
+    assert {"D, E, F", "E, F"} <= {text for text, _ in boxes}
+    for number, (text, box) in enumerate(boxes):
+        assert figure.bbox.contains(box.x0, box.y0), text
+        assert figure.bbox.contains(box.x1, box.y1), text
+        for other, around in boxes[:number]:
+            assert not box.overlaps(around), (text, other)
