@@ -26,6 +26,7 @@ from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
 from glyphs.inference.predictor import ONNX_FORMAT, Bytes, Floats, Network, load_checkpoint, load_onnx, read_class_names
+from glyphs.inference.seal import seal
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.pictures.glyph import Mode
 from glyphs.randomness import address
@@ -164,7 +165,7 @@ def export_model(
         assert validation is not None
         return export_int8(source, output, model, config, content, validation, force)
     metadata = describe(content["class_names"], config, content["metrics"])
-    written = to_onnx(model, metadata).SerializeToString() if format == "onnx" else to_pt2(model, metadata)
+    written = seal(to_onnx(model, metadata).SerializeToString()) if format == "onnx" else to_pt2(model, metadata)
     with replacing(output) as file:
         file.write(written)
         file.flush()
@@ -383,7 +384,7 @@ def export_int8(
         )
     # The metrics in the checkpoint are those of the unquantised model.
     metrics = {"val_accuracy": accuracy, "val_images": len(images)}
-    written = finish(quantised, describe(names, config, metrics)).SerializeToString()
+    written = seal(finish(quantised, describe(names, config, metrics)).SerializeToString())
     with replacing(output) as file:
         file.write(written)
         file.flush()

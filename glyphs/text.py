@@ -6,6 +6,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, which other packages write a page of."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def heading(text: str) -> list[str]:
     return ["", text, "-" * len(text)]
 

@@ -1,5 +1,6 @@
 """glyphs.export: nothing gets its name that was not proven to be the model."""
 
+import hashlib
 import json
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from glyphs import export
+from glyphs.analysis.analyzer import describe_onnx
 from glyphs.data.loaders import TensorLoader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.export import FORMATS, Exported, choose_format, export_model, load_pt2
@@ -53,6 +55,32 @@ def test_the_graph_answers_as_the_model_does_at_any_batch(exported: tuple[Path, 
             expected = model(images).softmax(dim=1).numpy()
         np.testing.assert_allclose(given, expected, atol=1e-5)
         np.testing.assert_allclose(given.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_one_flipped_bit_is_refused(exported: tuple[Path, Path], tmp_path: Path, place: float) -> None:
+    content = bytearray(exported[1].read_bytes())
+    content[int(place * (len(content) - 1))] ^= 4
+    path = tmp_path / "flipped.onnx"
+    path.write_bytes(content)
+    for read in (lambda: load_onnx(path, "cpu"), lambda: describe_onnx(path)):
+        with refused(CheckpointError, path, "damaged, or was changed after its export", "copy it again"):
+            read()
+
+
+def test_the_seal_is_metadata_to_others_and_exports_of_before_it_are_read(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    proto = onnx.load(exported[1])
+    assert proto.metadata_props[-1].key == "sha256"
+    content = exported[1].read_bytes()
+    assert content.count(proto.metadata_props[-1].value.encode()) == 1
+    del proto.metadata_props[-1]
+    unsealed = proto.SerializeToString()
+    assert content.endswith(hashlib.sha256(content[:-76]).hexdigest().encode())
+    (tmp_path / "old.onnx").write_bytes(unsealed)
+    images = export.patterns(2)
+    assert np.array_equal(load_onnx(tmp_path / "old.onnx", "cpu")[0](images), load_onnx(exported[1], "cpu")[0](images))
 
 
 def test_only_standard_operators_and_plain_convolutions(exported: tuple[Path, Path]) -> None:

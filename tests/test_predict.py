@@ -179,7 +179,7 @@ def test_a_picture_is_drawn(onnx_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.onnx"])
-def test_no_model_of_ours(tmp_path: Path, name: str) -> None:
+def test_no_model_of_ours(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name
     with pytest.raises(CheckpointError, match=name):
         GlyphPredictor(path)
@@ -187,6 +187,7 @@ def test_no_model_of_ours(tmp_path: Path, name: str) -> None:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=name):
             GlyphPredictor(path)
+        assert capfd.readouterr() == ("", "")  # onnxruntime has a banner to print
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from glyphs.errors import CheckpointError
 from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
 from glyphs.inference.predictor import Network, load_checkpoint, load_onnx, read_class_names
-from glyphs.text import one_line, table
+from glyphs.inference.seal import check_seal
+from glyphs.text import first_line, one_line, table
 from glyphs.timing import UNSTEADY_WORDS, time_networks, unsteady
 from glyphs.training import checkpoint
 
@@ -308,14 +309,16 @@ def describe_onnx(path: Path) -> Description:
         content = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such model; check the path, or make one by --export") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'too large'})") from None
+    check_seal(content, path)
     try:
         proto = onnx.load_model_from_string(content)
         shapes = infer_shapes(proto)
     except Exception as error:  # protobuf and onnx raise whatever the damage triggers
-        fact = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"{path}: is not an ONNX model, or is damaged ({fact}); export it again") from None
+        raise CheckpointError(
+            f"{path}: is not an ONNX model, or is damaged ({first_line(error)}); export it again"
+        ) from None
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise CheckpointError(

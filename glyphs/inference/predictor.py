@@ -5,6 +5,7 @@ that imports it may be imported at the head of this file.
 """
 
 import concurrent.futures
+import functools
 import importlib.util
 import itertools
 import json
@@ -25,9 +26,11 @@ from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, pretrained_folder, valid_utf8
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import Candidate, Prediction, Reading, Status
+from glyphs.inference.seal import check_seal
 from glyphs.pictures.decode import open_picture, shrink_factor, to_grey
 from glyphs.pictures.glyph import Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
+from glyphs.text import first_line
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -380,8 +383,9 @@ def load_onnx(path: Path, device: str) -> Loaded:
     """The network of an ONNX file, with what the file says of it.
 
     The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1]; output `probabilities`,
-    float32 [N, C]; metadata `format`, `class_names` (a JSON list) and `preprocess`.  For people and other programs,
-    glyphs.export adds `input` (the form of the images in words), `metrics` and `settings` (JSON objects).
+    float32 [N, C]; metadata `format`, `class_names` (a JSON list), `preprocess` and, at the end of the file, `sha256`
+    (see glyphs.inference.seal; older exports have none).  For people and other programs, glyphs.export adds `input`
+    (the form of the images in words), `metrics` and `settings` (JSON objects).
 
     Raises
     ------
@@ -408,18 +412,27 @@ def load_onnx(path: Path, device: str) -> Loaded:
     elif device == "mps":
         raise ConfigError("--device mps: an .onnx model does not run on it; use --device cpu, or the checkpoint")
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        content = path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'too large'})") from None
+    check_seal(content, path)
+    # Not onnxruntime's own fallback, which prints a banner, for a damaged model too.
+    start = functools.partial(onnxruntime.InferenceSession, content, options, enable_fallback=0)
+    try:
+        try:
+            session = start(providers=providers)
+        except Exception:
+            if device != "auto":
+                raise
+            session = start(providers=["CPUExecutionProvider"])  # CUDA is installed, but may not work here
     except Exception as error:
-        fact = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: is not an ONNX model, or is damaged ({fact})") from None
+        raise CheckpointError(f"{path}: is not an ONNX model, or is damaged ({first_line(error)})") from None
 
     def network(images: Bytes) -> Floats:
         try:
             [probabilities] = session.run(["probabilities"], {"images": images.astype(np.float32) / 255})
         except Exception as error:
-            raise CheckpointError(f"{path}: cannot be run ({str(error).splitlines()[0]})") from None
+            raise CheckpointError(f"{path}: cannot be run ({first_line(error)})") from None
         result: Floats = probabilities
         return result
 
@@ -451,7 +464,7 @@ def read_class_names(metadata: dict[str, str], path: Path) -> list[str]:
         )
     try:
         names = json.loads(metadata["class_names"])
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n == valid_utf8(n) for n in names):
         raise CheckpointError(f"{path}: is damaged (its class names are not a list of strings)")
