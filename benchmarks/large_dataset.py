@@ -9,7 +9,6 @@ lends to it, which lie in its page cache anyway and which it takes back when mem
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.throughput import CLASSES, best_copy, make_trainer, wait_for
-from glyphs.data.folder import IMAGE_BYTES, INDEX, PIXELS, Store
+from glyphs.data.folder import IMAGE_BYTES, INDEX, PIXELS, Store, index_line
 from glyphs.data.protocols import fetch_steps
 from glyphs.devices import choose_device, describe_device, limit_threads
 from glyphs.process import run
@@ -47,10 +46,12 @@ def write_cache(folder: Path, root: Path, count: int) -> None:
     with (folder / PIXELS).open("ab") as pixels, (folder / INDEX).open("ab") as index:
         for start in range(0, count, CHUNK):
             numbers = range(start, min(start + CHUNK, count))
-            pixels.write(rng.bytes(len(numbers) * IMAGE_BYTES))
-            for number in numbers:
+            images = rng.bytes(len(numbers) * IMAGE_BYTES)
+            pixels.write(images)
+            for place, number in enumerate(numbers):
                 key = f"{number % CLASSES:02}/{number:08}.png", 1000, 1_700_000_000_000_000_000 + number
-                index.write(json.dumps([*key, number, None]).encode() + b"\n")  # its content: another for each
+                image = images[place * IMAGE_BYTES : (place + 1) * IMAGE_BYTES]
+                index.write(index_line([*key, number, None], image))  # its content: another for each
 
 
 def show_memory(moment: str) -> None:

@@ -339,6 +339,27 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
     assert torch.equal(again.images[again.train], whole.images[whole.train])
 
 
+@pytest.mark.parametrize("file", [PIXELS, INDEX])
+def test_a_flipped_bit_in_the_cache_is_found_and_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    make_folders(tmp_path / "data", 2)
+    (tmp_path / "data" / "A" / "9.png").write_bytes(b"no picture")  # its line in the index has no pixels
+    load(tmp_path)
+    assert "are prepared again" not in capsys.readouterr().err
+    path = tmp_path / "cache" / file
+    content = path.read_bytes()
+    for at in range(len(content) // 2, len(content), len(content) // 20):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        load(tmp_path)
+        said = capsys.readouterr().err
+        assert "pictures are prepared again" in said or file == INDEX  # what is no JSON any more is as if cut off
+        assert path.read_bytes() == content
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
     draw(tmp_path / "data" / "train" / "0.png", "T")

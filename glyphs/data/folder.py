@@ -1,9 +1,10 @@
 """Training on one's own glyphs: a folder of pictures for each class, prepared once and then mapped into memory.
 
 The prepared images lie in one file, 784 bytes each, which training reads through the operating system's page cache:
-a set larger than memory trains.  Beside it, index.jsonl has a line for each picture that was looked at.  Both only
-ever grow by whole entries, pixels first, so a build that was interrupted goes on where it stopped; a picture whose
-size or time changed is looked at again.
+a set larger than memory trains.  Beside it, index.jsonl has a line for each picture that was looked at, with a
+checksum of the line and of its pixels.  Both only ever grow by whole entries, pixels first, so a build that was
+interrupted goes on where it stopped, and one that was damaged since where the damage begins; a picture whose size or
+time changed is looked at again.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -195,7 +197,7 @@ class Store:
         self.count = 0
         with explain_write_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._read_index({"format": 2, "version": VERSION, "mode": mode, "root": os.path.realpath(root)})
+            self._read_index({"format": 3, "version": VERSION, "mode": mode, "root": os.path.realpath(root)})
 
     def add(self, pictures: list[Picture]) -> None:
         """Prepare those pictures that are not in the store, as many at a time as there are cores."""
@@ -228,14 +230,15 @@ class Store:
         with tqdm(total=len(pictures), desc="preparing", unit=" pictures", disable=None) as progress:
             prepared = prepare_all([picture.path for picture in pictures], self.mode)
             for (_, key, _), (result, content) in zip(pictures, prepared, strict=True):
-                problem = None
+                problem, image = None, b""
                 if isinstance(result, str):
                     problem = result
                 elif result.pixels is None:
                     problem = result.status.replace("_", " ")
                 else:
-                    pixels.write(result.pixels.tobytes())
-                lines.append(json.dumps([*key, content, problem]).encode() + b"\n")
+                    image = result.pixels.tobytes()
+                pixels.write(image)
+                lines.append(index_line([*key, content, problem], image))
                 self._note(key, content, problem)
                 progress.update()
                 if len(lines) == FLUSH_EVERY:
@@ -261,18 +264,29 @@ class Store:
             replace_file(index, first)
             return
         end = len(first)
-        prepared = pixels.stat().st_size // IMAGE_BYTES
-        for line in content[end:].splitlines(keepends=True):
-            try:
-                name, size, time, content, problem = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or (problem is None and self.count == prepared):
-                break
-            self._note(Key(name, size, time), content, problem)
-            end += len(line)
+        with pixels.open("rb") as images:
+            for line in content[end:].splitlines(keepends=True):
+                try:
+                    name, size, time, which, problem, checksum = json.loads(line)
+                except (ValueError, TypeError, RecursionError):
+                    break
+                image = images.read(IMAGE_BYTES) if problem is None else b""
+                if not line.endswith(b"\n") or (problem is None and len(image) < IMAGE_BYTES):
+                    break
+                if checksum != zlib.crc32(image, zlib.crc32(line[: line.rindex(b",")])):
+                    again = len(content[end:].splitlines())
+                    print(f"note: {self.folder} is damaged: {again:,} pictures are prepared again", file=sys.stderr)
+                    break
+                self._note(Key(name, size, time), which, problem)
+                end += len(line)
         os.truncate(index, end)
         os.truncate(pixels, self.count * IMAGE_BYTES)
+
+
+def index_line(entry: list[Any], image: bytes) -> bytes:
+    """An entry of the index, a JSON list, whose last item is the checksum of those before it and of the pixels."""
+    start = json.dumps(entry).encode()[:-1]
+    return start + f", {zlib.crc32(image, zlib.crc32(start))}]\n".encode()
 
 
 def flush(lines: list[bytes], pixels: BinaryIO, index: BinaryIO) -> None:
