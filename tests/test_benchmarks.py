@@ -9,7 +9,7 @@ import torch
 from benchmarks.throughput import make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
-from tests.small import save_small_checkpoint
+from tests.small import save_small_checkpoint, save_small_onnx
 
 CPU = torch.device("cpu")
 
@@ -112,3 +112,18 @@ def test_the_page_of_a_gpu_is_whole() -> None:
     [[_, runs, seconds, *_]] = [row for row in rows if row[0] == "seconds to 0 %"]
     assert runs == "1"
     assert float(seconds) > 0
+
+
+def test_service_sets_requests_beside_a_folder_of_files(tmp_path: Path) -> None:
+    path = save_small_onnx(tmp_path / "small.onnx")
+    figures = table(
+        "benchmarks/service.py", str(path), "--images", "70", "--rounds", "1", "--clients", "4", "--side", "40"
+    )
+    batch = figures["--batch: pictures/s"][0]
+    for name in ("one a request", "forms of 64"):
+        assert figures[f"{name}: pictures/s"][0] > 0
+        share = 100 * figures[f"{name}: pictures/s"][0] / batch
+        assert figures[f"{name}: rate, % of --batch"][0] == pytest.approx(share, rel=0.02, abs=0.5)
+        cost = 100 * figures["--batch: CPU ms a picture"][0] / figures[f"{name}: CPU ms a picture"][0]
+        assert figures[f"{name}: rate by CPU time, % of --batch"][0] == pytest.approx(cost, rel=0.02, abs=0.5)
+    assert 0 < figures["at half of the load: p50, ms"][0] <= figures["at half of the load: p99, ms"][0]

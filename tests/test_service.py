@@ -85,8 +85,9 @@ def running(*command: object) -> Iterator[Running]:
         process.communicate()
 
 
-def limited(model: Path, **limits: float) -> contextlib.AbstractContextManager[Running]:
+def limited(model: Path, collect: Path | None = None, **limits: float) -> contextlib.AbstractContextManager[Running]:
     """A service with limits of its own, started as `inference.py` starts it."""
+    options = f"port=0, collect=Path({str(collect)!r})" if collect else "port=0"
     code = f"""
         import sys
         from pathlib import Path
@@ -94,7 +95,7 @@ def limited(model: Path, **limits: float) -> contextlib.AbstractContextManager[R
         from glyphs.inference.predictor import GlyphPredictor
         from glyphs.inference.service import Limits, serve
         model = Path({str(model)!r})
-        sys.exit(run(lambda: serve(GlyphPredictor(model), model, port=0, limits=Limits(**{limits!r}))))
+        sys.exit(run(lambda: serve(GlyphPredictor(model), model, {options}, limits=Limits(**{limits!r}))))
     """
     return running("-c", textwrap.dedent(code))
 
@@ -325,16 +326,33 @@ def test_corrected_pictures_are_kept_in_folders_of_classes(service: Running, kep
     assert len(list(kept.rglob("*.png"))) == 2
 
 
+def test_kept_pictures_are_bounded(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "old.png").write_bytes(png())
+    headers = {"content-type": PNG}
+    with limited(model, tmp_path, collected_pictures=3) as service:
+        for number, status in ((0, 201), (1, 201), (1, 201), (2, 507)):  # the third is there already
+            answered, answer, _ = service.ask("POST", "/collect?label=7", png(number), headers)
+            assert answered == status, answer
+        assert len(list(tmp_path.rglob("*.*"))) == 3
+    with limited(model, tmp_path, collected_bytes=200) as service:
+        assert service.ask("POST", "/collect?label=7", png(2), headers)[0] == 507
+
+
 def test_what_is_not_http_is_answered_and_forgotten(service: Running) -> None:
     huge = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 400_000 + b"\r\n\r\n"
     for sent in (b"\x16\x03\x01" + bytes(range(256)), b"GET / HTTP/9\r\n\r\n", huge):
         try:
-            assert service.raw(sent + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+            answer = service.raw(sent + b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert answer.endswith(b'{"error": "this is no HTTP"}')
         except ConnectionResetError:  # it closed while we still sent
             assert sent is huge
     for length in (b"-1", b"x", b"5, 6", b"99999999999999999999999"):
         head = POST + b"Content-Length: "
         assert service.raw(head + length + b"\r\n\r\n", half_close=True)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413")
+    chunks = POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nno length\r\n"
+    assert service.raw(chunks).startswith(b"HTTP/1.1 400 ")
     cut = POST + b"Content-Length: 1000\r\n\r\n" + png()
     service.raw(cut[:300], half_close=True)
     assert service.ask("GET", "/health")[0] == 200
@@ -382,6 +400,19 @@ def test_too_many_at_once_are_a_503(model: Path) -> None:
         for each in waiting:
             each.sendall(png())
             assert each.recv(12) == b"HTTP/1.1 200"
+        while service.predict(png())[0] != 200:
+            assert time.monotonic() < deadline
+
+
+def test_too_many_connections_are_a_503(model: Path) -> None:
+    with limited(model, connections=3) as service, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+        status, answer, headers = service.predict(png())
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert "connections" in answer["error"]
+        stack.close()
+        deadline = time.monotonic() + 10
         while service.predict(png())[0] != 200:
             assert time.monotonic() < deadline
 
@@ -547,8 +578,9 @@ def test_the_document_states_the_limits() -> None:
     for fact in (
         f"{limits.body_bytes >> 20} MiB, or the form more than {limits.pictures} pictures",
         f"within {limits.head_seconds:g} seconds, or the body within {limits.body_seconds:g}",
-        f"more than {limits.requests} requests, or {limits.bytes_at_once >> 20} MiB of bodies",
-        f"Above {limits.connections:,} connections",
+        f"more than {limits.requests} requests, {limits.bytes_at_once >> 20} MiB of bodies",
+        f"or {limits.connections:,} connections at once",
+        f"holds {limits.collected_pictures:,} pictures, or {limits.collected_bytes >> 30} GiB, in all",
         f"(for {limits.stop_seconds:g} seconds at most)",
     ):
         assert fact in text
