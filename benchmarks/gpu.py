@@ -109,8 +109,8 @@ def record(trainer: Trainer, images: Tensor, labels: Tensor) -> Step:
     """The trainer's step on batches of this size as one CUDA graph; on the CPU, which has none, as it is."""
     images, labels = images.clone(), labels.clone()
 
-    def step() -> Tensor:
-        return trainer._train_step(images, labels)
+    def step() -> object:
+        return trainer.train_step(images, labels)
 
     again: Callable[[], object] = step
     if trainer.device.type == "cuda":
@@ -159,12 +159,12 @@ def training(device: torch.device, sizes: Sizes, products: dict[torch.dtype, flo
         started = wait_for(device)
         twin.model.compile(backend=sizes.compiler)
         for _ in range(2):
-            twin._train_step(*batch)
+            twin.train_step(*batch)
         compilation = wait_for(device) - started
         ways: dict[str, tuple[Trainer, Step]] = {
-            "eager": (trainer, trainer._train_step),
+            "eager": (trainer, trainer.train_step),
             "CUDA graph": (trainer, record(trainer, *batch)),
-            "compiled": (twin, twin._train_step),
+            "compiled": (twin, twin.train_step),
             "compiled, CUDA graph": (twin, record(twin, *batch)),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -185,10 +185,10 @@ def epoch_of_emnist(device: torch.device, sizes: Sizes) -> None:
     trainer = make_trainer(images, labels, sizes.epoch_batch, device)
     batch = next(iter(trainer.train_loader))
     rows = []
-    for name, step in (("eager", trainer._train_step), ("CUDA graph", record(trainer, *batch))):
+    for name, step in (("eager", trainer.train_step), ("CUDA graph", record(trainer, *batch))):
         # The last batch is smaller than the one that the graph was recorded with: it is left to the eager step.
         def whole(images: Tensor, labels: Tensor, step: Step = step) -> None:
-            (step if len(labels) == len(batch[1]) else trainer._train_step)(images, labels)
+            (step if len(labels) == len(batch[1]) else trainer.train_step)(images, labels)
 
         seconds = [seconds_of_steps(trainer, whole, number, 0) for number in range(1 + sizes.rounds)]
         rows.append([f"{sizes.epoch:,} images, batch {sizes.epoch_batch}, {name}", spread(seconds[1:], ".3f")])

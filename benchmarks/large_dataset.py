@@ -73,7 +73,7 @@ def rates(trainers: tuple[Trainer, ...], epoch: int, steps: int, train: bool) ->
             started = wait_for(trainer.device)
             _, batch = next(loop)
             if train:
-                trainer._train_step(*batch)
+                trainer.train_step(*batch)
             times.append(wait_for(trainer.device) - started)
     return [t.config.batch_size / statistics.median(times) for t, times in zip(trainers, seconds, strict=True)]
 

@@ -48,7 +48,7 @@ def step_seconds(trainer: Trainer, batch: int, repeats: int) -> float:
     settings = trainer.config
     distortion = Augmentation(settings.rotation_degree, settings.affine_degree, settings.translate)
     loader = TensorLoader(images, labels, batch, shuffle_seed=0, augmentation=distortion)
-    return seconds(lambda: trainer._train_step(*next(iter(loader))), device, repeats)
+    return seconds(lambda: trainer.train_step(*next(iter(loader))), device, repeats)
 
 
 def reduce_seconds(floats: int, device: torch.device, repeats: int) -> float:

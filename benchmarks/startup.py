@@ -25,11 +25,11 @@ ROOT = Path(__file__).parent.parent
 FIRST_STEP = """
 import os, sys
 from glyphs.train import Trainer
-whole_step = Trainer._train_step
+whole_step = Trainer.train_step
 def step_and_end(*arguments):
     whole_step(*arguments)[0].item()
     os._exit(0)
-Trainer._train_step = step_and_end
+Trainer.train_step = step_and_end
 from enhanced_glyph_recognition import main
 main(sys.argv[1:])
 """

@@ -90,7 +90,7 @@ def operations(trainer: Trainer, count: int) -> float:
     """Floating-point operations for an image in convolutions and matrix products, of a step of that many images."""
     images, labels = (tensor.to(trainer.device) for tensor in random_images(count))
     with FlopCounterMode(display=False) as counter:
-        trainer._train_step(images, labels)
+        trainer.train_step(images, labels)
     return float(counter.get_total_flops()) / count
 
 
@@ -107,7 +107,7 @@ def train_steps(trainer: Trainer, epoch: int) -> float:
     for step, batch in fetch_steps(trainer.train_loader, 0, epoch):
         if step == WARM_UP_STEPS:
             started = wait_for(trainer.device)
-        trainer.step_stats[step] = trainer._train_step(*batch)
+        trainer.own_stats[step] = torch.stack(trainer.train_step(*batch))
     return (wait_for(trainer.device) - started) / (trainer.num_steps - WARM_UP_STEPS)
 
 

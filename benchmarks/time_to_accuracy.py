@@ -51,7 +51,7 @@ def train_epoch(trainer: Trainer, steps: int | None = None) -> float:
     trainer.model.train()
     started = wait_for(trainer.device)
     for _, batch in islice(fetch_steps(trainer.train_loader, trainer.config.seed, trainer.epoch), steps):
-        trainer._train_step(*batch)
+        trainer.train_step(*batch)
     trainer.epoch += 1
     return wait_for(trainer.device) - started
 
@@ -84,7 +84,7 @@ def race(
         for epoch in range(config.num_epochs):
             epochs.append(train_epoch(trainer))
             seconds += epochs[-1]
-            accuracy = 100 * trainer.validate()[1]
+            accuracy = 100 * trainer.validate()["val_accuracy"]
             print(f"seed {seed}, epoch {epoch + 1}: {seconds:.2f} s, {accuracy:.2f} %", file=sys.stderr)
             while left and accuracy >= left[0]:
                 reached[left.pop(0)].append(seconds)

@@ -178,6 +178,7 @@ class Orders(NamedTuple):
     signum: int | None  # save, and end as this signal asks
     save: bool
     report: bool  # how training goes
+    stop: bool  # end the run
 
 
 class Exchange:
@@ -193,8 +194,8 @@ class Exchange:
         self.left = 1
         self.at = time.monotonic()
 
-    def orders(self, signum: int | None, due: bool, *, at_once: bool = False) -> Orders:
-        """To be called after every step, with the signal seen here and whether a save is due here.
+    def orders(self, signum: int | None, due: bool, stop: bool = False, *, at_once: bool = False) -> Orders:
+        """To be called after every step, with what is known here: the signal seen, and whether to save and to stop.
 
         at_once : do not wait for the next exchange; the same on every process.
         """
@@ -203,13 +204,13 @@ class Exchange:
             report = now - self.at > EXCHANGE_EVERY
             if report:
                 self.at = now
-            return Orders(signum, due, report)
+            return Orders(signum, due, report, stop)
         self.left -= 1
         if self.left > 0 and not at_once:
-            return Orders(None, False, False)
+            return Orders(None, False, False, False)
         steps = max(1, min(2 * self.steps, int(self.steps * EXCHANGE_EVERY / max(now - self.at, 1e-3))))
-        known = torch.tensor([signum or 0, due, steps] if rank() == 0 else [signum or 0, 0, 0])
+        known = torch.tensor([signum or 0, stop, due, steps] if rank() == 0 else [signum or 0, stop, 0, 0])
         dist.all_reduce(known, dist.ReduceOp.MAX)
-        number, save, self.steps = known.tolist()
+        number, stopping, save, self.steps = known.tolist()
         self.left, self.at = self.steps, now
-        return Orders(number or None, bool(save), True)
+        return Orders(number or None, bool(save), True, bool(stopping))

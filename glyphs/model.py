@@ -20,6 +20,11 @@ STAGE_WIDTHS = (32, 96, 320)  # narrow where there are many pixels, wide where t
 BLOCKS_PER_STAGE = 2
 
 
+def as_floats(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images as floats in [0, 1]: bytes are divided by 255, floats are left as they are."""
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation beside a shortcut (He et al., arXiv 1512.03385, fig. 2).
 
@@ -124,9 +129,7 @@ class EnhancedGlyphCNN(nn.Module):
         -------
         float logits [N, num_classes], divided by the temperature that calibration found (1 before it did).
         """
-        if images.dtype == torch.uint8:
-            images = images.to(self.mean.dtype) / 255
-        x = (images - self.mean) / self.std
+        x = (as_floats(images, self.mean.dtype) - self.mean) / self.std
         x = self.stages(self.stem(x))
         logits: Tensor = self.classifier(self.dropout(self.pool(x).flatten(1)))
         return logits / self.temperature
@@ -179,8 +182,7 @@ class ViewAverage(nn.Module):
         return self.model.temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
-            images = images.to(self.maps.dtype) / 255
+        images = as_floats(images, self.maps.dtype)
         logits = []
         for view in self.maps:
             grid = F.affine_grid(view.expand(len(images), -1, -1), list(images.shape), align_corners=False)

@@ -207,16 +207,16 @@ def test_no_step_waits_for_the_device(
     trainer.model.train()
     steps = fetch_steps(trainer.train_loader, 0, 0)
     for step, batch in steps:  # kernels are chosen, and the epoch's order is copied
-        trainer.step_stats[step] = trainer._train_step(*batch)
+        trainer.own_stats[step] = torch.stack(trainer.train_step(*batch))
         if step == 1:
             break
     with waits_forbidden():
         for step, batch in steps:
-            trainer.step_stats[step] = trainer._train_step(*batch)
+            trainer.own_stats[step] = torch.stack(trainer.train_step(*batch))
     if CUDA:
         with pytest.raises(RuntimeError, match="synchronizing"), waits_forbidden():
-            trainer.step_stats.sum().item()  # so it would have been noticed
-    trainer.step = len(trainer.step_stats)
+            trainer.own_stats.sum().item()  # so it would have been noticed
+    trainer.step = len(trainer.own_stats)
     assert trainer._summarise_steps()[2] == len(demo("train")[1])
 
 
@@ -256,7 +256,8 @@ def test_everything_lies_on_the_device(tmp_path: Path, tiny_config: Config) -> N
     data = get_data_loaders(config, DEVICE)
     model = EnhancedGlyphCNN(len(data.class_names), use_residual=False)
     trainer = Trainer(model, data.train, data.val, config, data.class_names)
-    on_device = [*trainer.model.state_dict().values(), *trainer.criterion.buffers(), trainer.step_stats]
+    assert isinstance(trainer.criterion, nn.Module)
+    on_device = [*trainer.model.state_dict().values(), *trainer.criterion.buffers(), trainer.own_stats]
     for loader in (data.train, data.val, data.test):
         on_device += [loader.images, loader.labels, *next(iter(loader))]
     assert len(on_device) > 20

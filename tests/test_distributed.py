@@ -87,10 +87,11 @@ def gradients(folder: Path) -> list[tuple[Tensor, dict[str, Tensor]]]:
     steps = []
     for step, (images, labels) in fetch_steps(trainer.train_loader, 0, 0):
         part = trainer.train_loader.part_of(step)  # type: ignore[attr-defined]
-        trainer.step_stats[step] = trainer._train_step(images, labels, part)
+        trainer.own_stats[step] = torch.stack(trainer.train_step(images, labels, part))
         trainer.step = step + 1
         named = trainer.model.named_parameters()
-        steps.append((trainer._all_stats()[step], {n: p.grad.clone() for n, p in named if p.grad is not None}))
+        stats = torch.stack([column[step] for column in trainer.step_stats()])
+        steps.append((stats, {n: p.grad.clone() for n, p in named if p.grad is not None}))
     return steps
 
 

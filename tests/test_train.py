@@ -28,7 +28,7 @@ from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
 from glyphs.training.schedule import cosine_with_warmup
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, StepStats, Trainer, make_optimizer
 
 CLASSES = ["a", "b", "c"]
 
@@ -68,7 +68,7 @@ def make_trainer(folder: Path, loaders: tuple[Loader, Loader] | None = None, **s
 
 def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, results: list[tuple[float, float]]) -> None:
     """Let the trainer's validations give these losses and accuracies."""
-    left = iter(results)
+    left = (dict(zip(("val_loss", "val_accuracy"), result, strict=True)) for result in results)
     monkeypatch.setattr(trainer, "validate", lambda: next(left))
 
 
@@ -115,7 +115,7 @@ class StopAt:
     def __iter__(self) -> Iterator[Batch]:
         for step, batch in enumerate(self.loader, self.loader.first_step):
             if self.trainer is not None and (self.loader.epoch, step) == self.when:
-                self.trainer._signal = 15
+                self.trainer.signals.received = 15
             yield batch
 
 
@@ -146,16 +146,17 @@ def test_best_model_goes_by_accuracy_and_restored_weights_by_loss(
     weights_after: list[Tensor] = []
     results = iter([(1.0, 0.5), (0.5, 0.6), (0.9, 0.8)])
 
-    def validate() -> tuple[float, float]:
-        weights_after.append(trainer.model.classifier.weight.detach().clone())
-        return next(results)
+    def validate() -> dict[str, float]:
+        weights_after.append(trainer.model.get_parameter("classifier.weight").detach().clone())
+        loss, accuracy = next(results)
+        return {"val_loss": loss, "val_accuracy": accuracy}
 
     monkeypatch.setattr(trainer, "validate", validate)
     trainer.fit()
     best = load_checkpoint(tmp_path / BEST_MODEL)
     assert best["metrics"] == {"epoch": 3, "val_loss": 0.9, "val_accuracy": 0.8}
     assert torch.equal(best["model"]["classifier.weight"], weights_after[2])
-    assert torch.equal(trainer.model.classifier.weight, weights_after[1])
+    assert torch.equal(trainer.model.get_parameter("classifier.weight"), weights_after[1])
 
 
 def test_it_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +184,10 @@ def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
 
 def test_gradients_are_clipped_at_norm_one(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    trainer.model.classifier.weight.data.mul_(100)
-    stats = trainer._train_step(*next(iter(trainer.train_loader)))
+    trainer.model.get_parameter("classifier.weight").data.mul_(100)
+    stats = trainer.train_step(*next(iter(trainer.train_loader)))
     norm = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
-    assert stats[3] > 2  # or the test shows nothing
+    assert stats.gradient_norm > 2  # or the test shows nothing
     assert norm == pytest.approx(1.0, abs=1e-3)
 
 
@@ -253,15 +254,16 @@ def test_a_uniform_prior_lets_every_class_count_alike_in_validation(tmp_path: Pa
         (by_image, torch.full((9,), 1 / 9)),
         (by_class, torch.tensor([1 / 18] * 6 + [1 / 6] * 2 + [1 / 3])),
     ):
-        assert trainer.validate() == pytest.approx([float((losses * weights).sum()), float((right * weights).sum())])
+        expected = {"val_loss": float((losses * weights).sum()), "val_accuracy": float((right * weights).sum())}
+        assert trainer.validate() == pytest.approx(expected)
 
 
 def test_a_class_without_validation_images_does_not_count(tmp_path: Path) -> None:
     train, _ = skewed_loaders()
     val = TensorLoader(train.images, train.labels, 9, index=torch.arange(8))  # none of c
-    loss, accuracy = make_trainer(tmp_path, (train, val), class_prior="uniform").validate()
-    assert math.isfinite(loss)
-    assert 0 <= accuracy <= 1
+    validation = make_trainer(tmp_path, (train, val), class_prior="uniform").validate()
+    assert math.isfinite(validation["val_loss"])
+    assert 0 <= validation["val_accuracy"] <= 1
 
 
 def test_a_uniform_prior_needs_a_loader_that_counts_its_classes(tmp_path: Path) -> None:
@@ -396,7 +398,7 @@ def test_workers_that_persist_resume_the_same(tmp_path: Path) -> None:
 
     def stop_after_the_first() -> dict[str, float]:
         row = end_epoch()
-        trainer._signal = 15
+        trainer.signals.received = 15
         return row
 
     trainer._end_epoch = stop_after_the_first  # type: ignore[method-assign]
@@ -429,16 +431,16 @@ def test_a_users_own_dataloader_trains_and_resumes_the_same(tmp_path: Path) -> N
 
     make_trainer(tmp_path / "whole", loaders(), num_epochs=2).fit()
     trainer = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2, checkpoint_every=1e-9)
-    whole_step, taken = trainer._train_step, 0
+    whole_step, taken = trainer.train_step, 0
 
-    def fail_in_second_epoch(images: Tensor, labels: Tensor, part: float = 1.0) -> Tensor:
+    def fail_in_second_epoch(images: Tensor, labels: Tensor, part: float = 1.0) -> StepStats:
         nonlocal taken
         taken += 1
         if taken == 9:
             raise KeyboardInterrupt
         return whole_step(images, labels)
 
-    trainer._train_step = fail_in_second_epoch  # type: ignore[method-assign]
+    trainer.train_step = fail_in_second_epoch  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     resumed = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2)
@@ -544,13 +546,13 @@ def test_sums_in_float32_are_as_good_for_devices_without_float64(
     monkeypatch.setattr(trainer_module, "sums_dtype", lambda device: torch.float32)
     trainer = make_trainer(tmp_path / "single", class_prior="uniform", num_epochs=2)
     found = trainer.fit()
-    assert trainer.step_stats.dtype is torch.float32
+    assert trainer.own_stats.dtype is torch.float32
     for row, other in zip(found, expected, strict=True):
         for name in row.keys() - {"seconds", "images_per_second"}:
             assert row[name] == pytest.approx(other[name], rel=1e-5), name
     resumed = make_trainer(tmp_path / "single", class_prior="uniform", num_epochs=3)
     resumed.resume(load_checkpoint(tmp_path / "double" / LATEST_CHECKPOINT))
-    assert resumed.step_stats.dtype is torch.float32
+    assert resumed.own_stats.dtype is torch.float32
 
 
 # Operators whose result the CPU has to see: on a GPU, each waits until everything before it is done.
@@ -574,9 +576,9 @@ def test_no_step_waits_for_the_device(tmp_path: Path, use_residual: bool) -> Non
     trainer = make_trainer(tmp_path, use_residual=use_residual)
     with Operators() as operators:
         for step, batch in fetch_steps(trainer.train_loader, 0, 0):
-            trainer.step_stats[step] = trainer._train_step(*batch)
+            trainer.own_stats[step] = torch.stack(trainer.train_step(*batch))
     assert {"aten.index", "aten.convolution_backward", "aten._fused_adamw_"} <= operators.names
     assert not operators.names & WAITING
     with operators:
-        trainer.step_stats.sum().item()
+        trainer.own_stats.sum().item()
     assert operators.names & WAITING  # so it would have been noticed

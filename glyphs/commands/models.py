@@ -8,6 +8,7 @@ from typing import Any
 from glyphs.analysis.analyzer import ModelAnalyzer, format_analysis, write_report
 from glyphs.analysis.comparator import ModelComparator
 from glyphs.commands.model_arguments import wants_data
+from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
 from glyphs.devices import explain_out_of_memory, limit_threads
@@ -22,6 +23,7 @@ OF_THE_DATA = ("dataset", "emnist_split", "preprocess", "seed", "val_split", "ma
 
 
 def analyze_compare_or_export(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
+    show_log()
     limit_threads()
     with explain_out_of_memory(config.batch_size):
         if arguments.analyze:

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from glyphs.commands.read_arguments import service_settings
+from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.errors import GlyphError, PictureError
 from glyphs.inference.predictor import GlyphPredictor, Picture, default_model, relative_names, save_pixels
@@ -27,6 +28,7 @@ SOME_FAILED = 3  # the exit status
 
 def read(arguments: argparse.Namespace, config: Config) -> int:
     """Do what the arguments ask for; return the exit status."""
+    show_log()
     top_k = None if arguments.text else arguments.top_k
     if arguments.output:
         rows = open_results(arguments.output, top_k)

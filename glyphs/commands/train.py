@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from glyphs.commands.runs import drop_replaced, refuse_run, set_aside
+from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
 from glyphs.devices import (
@@ -38,6 +39,7 @@ EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
 
 def train_or_evaluate(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
     """Do what the arguments ask for, with these settings; `given` are those that are not defaults."""
+    show_log()
     with process_group():
         limit_threads()
         if arguments.evaluate:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphs.model import as_floats
+
 SCALE_RANGE = 0.1  # each image is enlarged or shrunk by up to a tenth, each axis for itself
 
 
@@ -49,5 +51,4 @@ def augment(
     row_x = torch.stack([cos * scale_x, aspect * (cos * slant - sin) * scale_y, shift_x], dim=1)
     row_y = torch.stack([sin * scale_x / aspect, (sin * slant + cos) * scale_y, shift_y], dim=1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(as_floats(images), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,15 +1,18 @@
-"""What training and evaluation ask of a loader, and batches in an order that follows from the seed."""
+"""What training and evaluation ask of a loader; batches in the order of a seed; a model run over them."""
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from glyphs.devices import move
 from glyphs.distributed import rank, world_size
 from glyphs.errors import ConfigError, DataError
 from glyphs.randomness import address, seed_everything
 
+T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]  # images [N, 1, H, W], uint8 or float in [0, 1]; labels int64 [N]
 
 
@@ -101,3 +104,19 @@ def fetch_steps(loader: Loader, seed: int, epoch: int, first_step: int = 0) -> I
         batch = next(batches)
         if step >= first_step:
             yield step, batch
+
+
+def run_model(
+    model: Callable[[Tensor], T], batches: Iterable[Batch], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, T]]:
+    """Run a model, or anything else that takes a batch, over batches in inference mode.
+
+    Yields
+    ------
+    images [N, 1, H, W] and labels [N], on the device, and what the model makes of the images.
+    """
+    for images, labels in batches:
+        images, labels = move(images, device), move(labels, device)
+        with torch.inference_mode():
+            output = model(images)
+        yield images, labels, output  # outside of it: what the caller does is the caller's

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError
@@ -29,7 +29,7 @@ MAX_CLASSES = 100_000  # more than any script has characters; a file that declar
 
 def save_checkpoint(
     path: Path,
-    model: EnhancedGlyphCNN,
+    model: nn.Module,
     config: Config,
     class_names: list[str],
     *,

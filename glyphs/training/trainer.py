@@ -1,50 +1,61 @@
-"""Training: EarlyStopping and the Trainer.
+"""The Trainer: what happens at a step, at an epoch's end, and what a resumed run takes up.
 
     trainer = Trainer(model, train_loader, val_loader, config, class_names)
     history = trainer.fit()
+
+What a run says, and what it writes besides its checkpoints, are callbacks: see `glyphs.training.callbacks`.
 
 A run can be killed at any moment: what it does at a step follows from (seed, epoch, step) and the state in
 latest_checkpoint.pth, so `trainer.resume(checkpoint)` ends with the same weights, bit for bit on one CPU.
 """
 
-import contextlib
-import csv
 import functools
-import io
 import json
+import logging
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from glyphs.config import Config
-from glyphs.data.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, start_anew
+from glyphs.data.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, run_model, start_anew
 from glyphs.devices import autocast_dtype, choose_device, move, sums_dtype, use_deterministic_algorithms
-from glyphs.distributed import Exchange, Orders, average_gradients, barrier, rank, spread_buffers, total, world_size
+from glyphs.distributed import (
+    Exchange,
+    Orders,
+    average_gradients,
+    barrier,
+    merge_rows,
+    rank,
+    spread_buffers,
+    total,
+    world_size,
+)
 from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import SIGNALS, Interrupted
+from glyphs.model import as_floats
+from glyphs.process import Interrupted
 from glyphs.randomness import address, seed_everything
+from glyphs.training.callbacks import Callback, EpochLine, HistoryFile, ProgressBar, SignalWatch, TensorBoard
 from glyphs.training.checkpoint import save_checkpoint
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
-from glyphs.training.schedule import LONGEST_WARMUP, PLATEAU_PATIENCE, cosine_with_warmup
+from glyphs.training.schedule import make_scheduler
 
 MAX_GRADIENT_NORM = 1.0
 
 BEST_MODEL = "best_model.pth"
 LATEST_CHECKPOINT = "latest_checkpoint.pth"
+
+Metric = Callable[[Tensor, Tensor], float | Tensor]  # logits float32 [N, C], labels int64 [N] -> a number
+
+log = logging.getLogger(__name__)
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
@@ -67,20 +78,38 @@ def is_finished(checkpoint: Mapping[str, Any]) -> bool:
     return bool(training["epoch"] >= config["num_epochs"] or stopped_early)
 
 
+class StepStats(NamedTuple):
+    """What happened at one step, or, as float64 [steps], at many."""
+
+    loss: Tensor  # the mean over the step's images
+    correct: Tensor  # right answers
+    images: Tensor
+    gradient_norm: Tensor  # before it was clipped
+
+
 class Trainer:
     """Trains a model, and writes checkpoints, config.json and history.csv into `config.output_dir`.
-
-    `scheduler` may be replaced before `fit` by any of `torch.optim.lr_scheduler` over `optimizer`.  It is stepped after
-    every step of the training; a ReduceLROnPlateau after every epoch, with the validation loss.
 
     Where several processes work together (`glyphs.distributed.process_group`), each takes its share of every batch, and
     process 0 writes.  What they compute is what one would, but for rounding, dropout and batch norm's statistics.
 
     Parameters
     ----------
-    model : moved to the device that the settings name.
-    train_loader, val_loader : sized iterables of (images, labels); see `glyphs.data.loaders` for what a batch is.
+    model : any module that makes logits, [N, C], of images, float [N, 1, H, W] in [0, 1].  It is moved to the device
+        that the settings name.
+    train_loader, val_loader : sized iterables of (images, labels), such as a torch DataLoader; see
+        `glyphs.data.loaders` for what a batch is.
+    config : the settings, as a Config or a dict of those that are not to be the defaults.
     class_names : stored in the checkpoints, one for each output of the model.
+    criterion : `criterion(logits, labels)` is the loss of a batch, a mean over its images; by default cross-entropy, as
+        the settings say.  The validation loss is cross-entropy in any case.
+    optimizer : an optimizer over the model's parameters, or a function of the model that makes one; by default AdamW,
+        as the settings say.
+    scheduler : any of `torch.optim.lr_scheduler` over that optimizer, or a function of the optimizer that makes one; by
+        default the one that the settings name.  It is stepped after every step of the training, `len(train_loader)`
+        times an epoch; a ReduceLROnPlateau after every epoch, with the validation loss.
+    callbacks : see `glyphs.training.callbacks.Callback`; called in this order.
+    metrics : names of further columns of the history, each with a function of all validation logits and labels.
 
     Raises
     ------
@@ -88,15 +117,46 @@ class Trainer:
     DataError : a loader has no batch.
 
     It does not keep a second process out of the folder, as the training script does: see `glyphs.files.claim_folder`.
+
+    Examples
+    --------
+    A small network of one's own, another optimizer, and an end once it is good enough:
+
+    >>> import tempfile, torch
+    >>> from glyphs import Trainer, get_data_loaders
+    >>> from glyphs.training.callbacks import Callback
+    >>> class GoodEnough(Callback):
+    ...     def on_epoch_end(self, trainer, row):
+    ...         if row["val_accuracy"] > 0.5:
+    ...             trainer.stop()
+    >>> config = {"dataset": "demo", "num_epochs": 20, "device": "cpu", "output_dir": tempfile.mkdtemp()}
+    >>> data = get_data_loaders(config)
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, len(data.class_names)))
+    >>> trainer = Trainer(
+    ...     model, data.train, data.val, config, data.class_names,
+    ...     optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    ...     scheduler=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
+    ...     callbacks=[GoodEnough()],
+    ...     metrics={"top3": lambda logits, labels: (logits.topk(3).indices == labels[:, None]).any(1).float().mean()},
+    ... )
+    >>> history = trainer.fit()
+    >>> 0.5 < history[-1]["val_accuracy"] < history[-1]["top3"], len(history) < 20
+    (True, True)
     """
 
     def __init__(
         self,
-        model: EnhancedGlyphCNN,
+        model: nn.Module,
         train_loader: Loader,
         val_loader: Loader,
         config: Config | Mapping[str, Any],
         class_names: list[str],
+        *,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        optimizer: torch.optim.Optimizer | Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        scheduler: LRScheduler | Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+        callbacks: Sequence[Callback] = (),
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else Config.from_dict(config)
         require_batches(train_loader, "training")
@@ -113,21 +173,38 @@ class Trainer:
         self.num_steps = len(train_loader)
 
         self.dtype = autocast_dtype(self.device, self.config.precision)
-        self.criterion = make_criterion(self.config, train_loader, len(class_names)).to(self.device)
-        self.optimizer = make_optimizer(model, self.config)
+        self.criterion = criterion or make_criterion(self.config, train_loader, len(class_names))
+        if isinstance(self.criterion, nn.Module):
+            self.criterion.to(self.device)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = optimizer(self.model) if optimizer is not None else make_optimizer(self.model, self.config)
+        self.optimizer = optimizer
+        if not isinstance(scheduler, LRScheduler):
+            scheduler = (
+                scheduler(self.optimizer)
+                if scheduler is not None
+                else make_scheduler(self.optimizer, self.config, self.num_steps)
+            )
+        self.scheduler = scheduler
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        self.scheduler = self._make_scheduler()
         self.early_stopping = EarlyStopping(self.config.early_stopping_patience)
+        self.metrics = dict(metrics or {})
+        self.callbacks = [*callbacks]
+        if rank() == 0:
+            self.callbacks += [ProgressBar(), EpochLine(), HistoryFile()]
+            self.callbacks += [TensorBoard()] if self.config.tensorboard else []
 
         self.epoch = 0  # epochs complete
         self.step = 0  # steps done of the epoch under way
         self.epoch_seconds = 0.0  # spent on them
-        # Loss, correct answers, images and gradient norm of each step, left on the device: reading one waits for it.
-        # Their sum over the processes is what happened; see `_all_stats`.
-        self.step_stats = torch.zeros(self.num_steps, 4, dtype=sums_dtype(self.device), device=self.device)
+        # A row of StepStats for each step, left on the device: reading one waits for it.  The sum of the processes'
+        # tables is what happened; see `step_stats`.
+        self.own_stats = torch.zeros(self.num_steps, 4, dtype=sums_dtype(self.device), device=self.device)
         self.history: list[dict[str, float]] = []
         self.best_accuracy = -1.0
-        self._signal: int | None = None
+        self.signals = SignalWatch()
+        self._stop_asked = False  # here, by a callback
+        self._stopping = False  # all processes know
         self._exchange = Exchange()
         self._saved_at = time.monotonic()
 
@@ -135,6 +212,15 @@ class Trainer:
     def finished(self) -> bool:
         """No epoch is left, or early stopping has ended the run."""
         return self.epoch >= self.config.num_epochs or self.early_stopping.should_stop
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def stop(self) -> None:
+        """End the run after this step or epoch, for callbacks; a resumed one would go on from there."""
+        self._stop_asked = True
 
     def fit(self) -> list[dict[str, float]]:
         """Train to the end; afterwards the model holds the weights with the lowest validation loss.
@@ -145,61 +231,74 @@ class Trainer:
 
         Raises
         ------
+        ConfigError : the scheduler steps another optimizer than this trainer's.
         TrainingError : the loss or the gradient is not finite.  The last good checkpoint stays.
         Interrupted : Ctrl-C, SIGTERM or SIGHUP came; latest_checkpoint.pth holds the state of that moment.
         GlyphError : a file cannot be written.
         """
+        if getattr(self.scheduler, "optimizer", self.optimizer) is not self.optimizer:
+            raise ConfigError(
+                "the scheduler steps another optimizer than the one that trains, whose rate would stay as it is; give "
+                "the Trainer an optimizer and a scheduler over it, or functions that make them"
+            )
         if rank() == 0:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             replace_file(self.output_dir / "config.json", (json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
         self._saved_at = time.monotonic()
-        with self._signals_noted(), self._tensorboard() as log:
-            while not self.finished:
-                self._train_epoch()
-                row = self._end_epoch()
-                if log is not None:
-                    for name in row.keys() - {"epoch"}:
-                        log.add_scalar(name, row[name], int(row["epoch"]))
-                self._stop_where_asked(self._orders(at_once=True))
+        self._stop_asked = self._stopping = False
+        try:
+            with self.signals:
+                while not (self.finished or self._stopping):
+                    self._train_epoch()
+                    if self.step == self.num_steps:
+                        self._end_epoch()
+                        self._end_where_signalled(self._orders(at_once=True))
+                    else:  # a callback has stopped it
+                        self._check_finite()
+                        self.save()
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end(self)
         if self.early_stopping.should_stop:
-            self._say(f"stopped early: no better validation loss for {self.early_stopping.patience} epochs")
+            log.info("stopped early: no better validation loss for %d epochs", self.early_stopping.patience)
         self.early_stopping.restore(self.model)
         barrier()  # what process 0 has written, all may now read
         return self.history
 
     def _train_epoch(self) -> None:
+        """Train to the end of the epoch, or to where a callback stops it."""
         self.model.train()
+        for callback in self.callbacks:
+            callback.on_epoch_start(self)
         started = time.perf_counter() - self.epoch_seconds
-        with tqdm(
-            total=self.num_steps,
-            initial=self.step,
-            desc=f"epoch {self.epoch + 1}/{self.config.num_epochs}",
-            unit="batch",
-            leave=False,
-            disable=None,
-        ) as progress:
-            # Each process has its own dropout.
-            seed = self.config.seed if rank() == 0 else address(self.config.seed, "process", rank())
-            for step, (images, labels) in fetch_steps(self.train_loader, seed, self.epoch, self.step):
-                part = self.train_loader.part_of(step) if isinstance(self.train_loader, Divisible) else 1.0
-                images, labels = move(images, self.device), move(labels, self.device)
-                self.step_stats[step] = self._train_step(images, labels, part)
-                self.step = step + 1
-                self.epoch_seconds = time.perf_counter() - started
-                progress.update()
-                orders = self._orders()
-                if orders.report:
-                    progress.set_postfix_str(self._describe_progress())
-                self._save_where_due(orders)
+        # Each process has its own dropout.
+        seed = self.config.seed if rank() == 0 else address(self.config.seed, "process", rank())
+        for step, (images, labels) in fetch_steps(self.train_loader, seed, self.epoch, self.step):
+            part = self.train_loader.part_of(step) if isinstance(self.train_loader, Divisible) else 1.0
+            images, labels = move(images, self.device), move(labels, self.device)
+            self.own_stats[step] = torch.stack(self.train_step(images, labels, part))
+            self.step = step + 1
+            self.epoch_seconds = time.perf_counter() - started
+            for callback in self.callbacks:
+                callback.on_step_end(self)
+            orders = self._orders()
+            if orders.report:
+                self._report()
+            self._end_where_signalled(orders)
+            if orders.save:
+                self._check_finite()
+                self.save()
+            if self._stopping:
+                return
 
-    def _train_step(self, images: Tensor, labels: Tensor, part: float = 1.0) -> Tensor:
-        """One update of the weights; returns loss, correct answers, images and gradient norm, on the device.
+    def train_step(self, images: Tensor, labels: Tensor, part: float = 1.0) -> StepStats:
+        """One update of the weights; what it returns lies on the device, and nothing here waits for the device.
 
         part : of the step's images, these are; the other processes have the others.
         """
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            logits = self.parallel_model(images)
+        with self._autocast():
+            logits = self._classify(self.parallel_model, images)
             # A process without images must still take part in averaging the gradients: with zeros.
             loss = self.criterion(logits, labels) * part if len(labels) else logits.sum()
         # The mean over the processes of these gradients is the gradient of the whole batch's mean loss.
@@ -208,30 +307,42 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if not isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         correct = (logits.argmax(1) == labels).sum()
         # All processes have the same norm: one counts it.
-        return torch.stack([loss.detach(), correct, correct.new_full((), len(labels)), norm * (rank() == 0)])
+        return StepStats(loss.detach(), correct, correct.new_full((), len(labels)), norm * (rank() == 0))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def _classify(self, model: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = model(as_floats(images))
+        if logits.shape != (len(images), len(self.class_names)):
+            raise ConfigError(
+                f"the model answers {len(images)} images with {list(logits.shape)} numbers; it needs one for each of "
+                f"the {len(self.class_names)} classes"
+            )
+        return logits
 
     def _end_epoch(self) -> dict[str, float]:
         """Validate, write the checkpoints, and return the epoch's row of the history."""
         self._check_finite()
-        rate = self.optimizer.param_groups[0]["lr"]  # that of the next step, which is as good as the last one's
-        val_loss, val_accuracy = self.validate()
+        rate = self.learning_rate  # as good as the last step's
+        validation = self.validate()
+        val_loss, val_accuracy = validation["val_loss"], validation["val_accuracy"]
         loss, accuracy, images = self._summarise_steps()
         row = {
             "epoch": self.epoch + 1,
             "train_loss": loss,
             "train_accuracy": accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            **validation,
             "learning_rate": rate,
             "images_per_second": images / self.epoch_seconds,
             "seconds": self.epoch_seconds,
         }
         self.history.append(row)
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(val_loss)
         self.early_stopping.update(val_loss, self.model)
         self.epoch += 1
@@ -239,47 +350,59 @@ class Trainer:
         self.epoch_seconds = 0.0
         better = val_accuracy > self.best_accuracy
         self.best_accuracy = max(self.best_accuracy, val_accuracy)
-        self._say(self._describe_epoch(row, better))
         if better and rank() == 0:
             metrics = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
             path = self.output_dir / BEST_MODEL
             save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics)
-        if rank() == 0:
-            self._write_history()
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
         # Last: were the run killed before this, it would do the epoch's end again, with the same result.
         self.save()
         return row
 
-    @torch.inference_mode()
-    def validate(self) -> tuple[float, float]:
-        """Mean cross-entropy (without label smoothing) and accuracy on the validation images.
+    def validate(self) -> dict[str, float]:
+        """`val_loss` (cross-entropy without label smoothing), `val_accuracy` and the caller's metrics on the validation
+        images.
 
-        With a uniform class prior both are means over the classes, each of which counts alike.
+        With a uniform class prior the first two are means over the classes, each of which counts alike.
         """
         spread_buffers(self.model)
         self.model.eval()
         # For a user's own loader that draws at random: a resumed run must see the same images.
         seed_everything(address(self.config.seed, "validation", self.epoch))
         totals = torch.zeros(3, len(self.class_names), dtype=sums_dtype(self.device), device=self.device)  # by class
-        for images, labels in start_anew(self.val_loader):
-            images, labels = move(images, self.device), move(labels, self.device)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                logits = self.model(images)
-            losses = F.cross_entropy(logits.float(), labels, reduction="none")
-            correct = logits.argmax(1) == labels
+        seen: list[tuple[Tensor, Tensor]] = []
+        for _, labels, output in run_model(self._infer, start_anew(self.val_loader), self.device):
+            losses = F.cross_entropy(output, labels, reduction="none")
+            correct = output.argmax(1) == labels
             totals.index_add_(1, labels, torch.stack([losses, correct, torch.ones_like(losses)]).to(totals.dtype))
-            self._stop_where_asked(self._orders())
+            if self.metrics:
+                seen.append((output, labels))
+            self._end_where_signalled(self._orders())
         totals = total(totals.cpu().double())
         if self.config.class_prior == "uniform":
             totals = (totals / totals[2])[:, totals[2] > 0]
         loss_sum, correct_sum, count = totals.sum(1).tolist()
         if not math.isfinite(loss_sum):
-            rate = self.optimizer.param_groups[0]["lr"]
             raise TrainingError(
                 f"epoch {self.epoch + 1}, step {self.num_steps}: the validation loss is {loss_sum} at learning rate "
-                f"{rate:.3g}; lower --learning-rate"
+                f"{self.learning_rate:.3g}; lower --learning-rate"
             )
-        return loss_sum / count, correct_sum / count
+        return {"val_loss": loss_sum / count, "val_accuracy": correct_sum / count, **self._measure(seen)}
+
+    def _infer(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._classify(self.model, images).float()
+
+    def _measure(self, seen: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The caller's metrics, from the logits and labels of this process's validation batches."""
+        if not self.metrics:
+            return {}
+        logits, labels = (torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
+        if isinstance(self.val_loader, Divisible) and world_size() > 1:
+            count = int(total(torch.tensor(len(labels))))
+            logits, labels = (merge_rows(rows, self.val_loader.places, count) for rows in (logits, labels))
+        return {name: float(metric(logits, labels)) for name, metric in self.metrics.items()}
 
     def save(self) -> None:
         """Write latest_checkpoint.pth: everything that a resumed run needs."""
@@ -288,7 +411,7 @@ class Trainer:
             "step": self.step,
             "num_steps": self.num_steps,
             "epoch_seconds": self.epoch_seconds,
-            "step_stats": self._all_stats(),
+            "step_stats": torch.stack(self.step_stats(), dim=1),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -337,131 +460,70 @@ class Trainer:
         self.epoch, self.step = training["epoch"], training["step"]
         self.epoch_seconds = training["epoch_seconds"]
         if rank() == 0:
-            self.step_stats[: self.step] = training["step_stats"].to(self.step_stats.dtype).to(self.device)
+            self.own_stats[: self.step] = training["step_stats"].to(self.own_stats.dtype).to(self.device)
         self.best_accuracy = training["best_accuracy"]
         self.history = training["history"]
-
-    def _make_scheduler(self) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.config.scheduler == "plateau":
-            return torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, patience=PLATEAU_PATIENCE)
-        epochs = self.config.num_epochs
-        warmup = min(self.config.warmup_epochs / epochs, LONGEST_WARMUP)
-        total = epochs * self.num_steps
-        # Counted so that neither the first nor the last step has a rate of exactly 0, and is wasted.
-        return torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: cosine_with_warmup((step + 1) / (total + 1), warmup)
-        )
 
     @functools.cached_property
     def _fingerprint(self) -> int | None:
         fingerprint = getattr(self.train_loader, "fingerprint", None)
         return fingerprint() if fingerprint is not None else None
 
-    def _all_stats(self) -> Tensor:
-        """`step_stats` of the steps done of this epoch, float64 [steps, 4], over all processes."""
-        return total(self.step_stats[: self.step].cpu().double())
+    def step_stats(self) -> StepStats:
+        """What happened at the steps done of this epoch, over all processes, which must call this together."""
+        return StepStats(*total(self.own_stats[: self.step].cpu().double()).unbind(1))
 
     def _summarise_steps(self) -> tuple[float, float, int]:
         """Mean loss, accuracy and number of images over the steps done of this epoch."""
-        loss, correct, images, _ = self._all_stats().unbind(1)
-        count = images.sum()
-        return float((loss * images).sum() / count), float(correct.sum() / count), int(count)
+        stats = self.step_stats()
+        images = stats.images.sum()
+        return float((stats.loss * stats.images).sum() / images), float(stats.correct.sum() / images), int(images)
 
     def _check_finite(self) -> None:
-        stats = self._all_stats()
+        stats = self.step_stats()
+        bad = ~stats.loss.isfinite()
         # With a gradient scaler (float16), a gradient that overflows is expected: it skips that step.
-        watched = stats[:, [0]] if self.scaler.is_enabled() else stats[:, [0, 3]]
-        bad = (~watched.isfinite()).any(1).nonzero().flatten()
-        if len(bad) > 0:
-            step = int(bad[0])
-            rate = self.optimizer.param_groups[0]["lr"]
-            if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
-                done = self.epoch * self.num_steps + step
-                rate = self.scheduler.base_lrs[0] * self.scheduler.lr_lambdas[0](done)
-            raise TrainingError(
-                f"epoch {self.epoch + 1}, step {step + 1} of {self.num_steps}: the loss is {float(stats[step, 0])} and "
-                f"the gradient norm {float(stats[step, 3])} at learning rate {rate:.3g}; lower --learning-rate. "
-                "An earlier checkpoint, where there is one, is untouched"
-            )
+        if not self.scaler.is_enabled():
+            bad |= ~stats.gradient_norm.isfinite()
+        if not bad.any():
+            return
+        step = int(bad.nonzero()[0])
+        rate = self.learning_rate
+        if isinstance(self.scheduler, LambdaLR):
+            done = self.epoch * self.num_steps + step
+            rate = float(self.scheduler.base_lrs[0] * self.scheduler.lr_lambdas[0](done))
+        raise TrainingError(
+            f"epoch {self.epoch + 1}, step {step + 1} of {self.num_steps}: the loss is {float(stats.loss[step])} and "
+            f"the gradient norm {float(stats.gradient_norm[step])} at learning rate {rate:.3g}; lower --learning-rate. "
+            "An earlier checkpoint, where there is one, is untouched"
+        )
+
+    def _report(self) -> None:
+        self._check_finite()
+        loss, accuracy, images = self._summarise_steps()
+        so_far = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "learning_rate": self.learning_rate,
+            "images_per_second": images / self.epoch_seconds,
+        }
+        for callback in self.callbacks:
+            callback.on_report(self, so_far)
 
     def _orders(self, *, at_once: bool = False) -> Orders:
         due = time.monotonic() - self._saved_at > self.config.checkpoint_every
-        return self._exchange.orders(self._signal, due, at_once=at_once)
+        orders = self._exchange.orders(self.signals.received, due, self._stop_asked, at_once=at_once)
+        self._stopping |= orders.stop
+        return orders
 
-    def _save_where_due(self, orders: Orders) -> None:
-        self._stop_where_asked(orders)
-        if orders.save:
-            self._check_finite()
-            self.save()
-
-    def _stop_where_asked(self, orders: Orders) -> None:
+    def _end_where_signalled(self, orders: Orders) -> None:
         """If a signal came, save and raise Interrupted."""
         if orders.signum is None:
             return
         self._check_finite()
         self.save()
         path = self.output_dir / LATEST_CHECKPOINT
-        self._say(f"saved after epoch {self.epoch}, step {self.step} of {self.num_steps}; go on with --resume {path}")
-        raise Interrupted(orders.signum)
-
-    @contextlib.contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        """Let a first signal wait for the end of the step; a second one of its kind acts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread only
-            return
-        previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            self._signal = signum
-            signal.signal(signum, previous[signum])
-
-        for signum, handler in previous.items():
-            if handler is not signal.SIG_IGN:  # as under nohup
-                signal.signal(signum, note)
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-
-    @contextlib.contextmanager
-    def _tensorboard(self) -> Iterator[Any]:
-        """A SummaryWriter where the settings ask for one, else None."""
-        if not self.config.tensorboard or rank() > 0:
-            yield None
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError("--tensorboard needs a package that is missing: pip install tensorboard") from None
-        # A resumed run may do the last epoch's end again: what an earlier process wrote for it is dropped.
-        with SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=self.epoch + 1) as writer:
-            yield writer
-
-    def _write_history(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
-        replace_file(self.output_dir / "history.csv", text.getvalue().encode())
-
-    def _describe_progress(self) -> str:
-        self._check_finite()
-        loss, accuracy, images = self._summarise_steps()
-        rate = self.optimizer.param_groups[0]["lr"]
-        speed = images / self.epoch_seconds
-        return f"loss {loss:.3f}, accuracy {accuracy:.1%}, lr {rate:.2g}, {speed:,.0f} images/s"
-
-    def _describe_epoch(self, row: Mapping[str, float], better: bool) -> str:
-        left = row["seconds"] * (self.config.num_epochs - self.epoch)
-        return (
-            f"epoch {self.epoch}/{self.config.num_epochs}: loss {row['train_loss']:.3f}, "
-            f"accuracy {row['train_accuracy']:.1%}; validation loss {row['val_loss']:.3f}, "
-            f"accuracy {row['val_accuracy']:.2%}{' (best)' if better else ''}; "
-            f"{row['images_per_second']:,.0f} images/s, {tqdm.format_interval(left)} left"
+        log.info(
+            "saved after epoch %d, step %d of %d; go on with --resume %s", self.epoch, self.step, self.num_steps, path
         )
-
-    @staticmethod
-    def _say(text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        raise Interrupted(orders.signum)

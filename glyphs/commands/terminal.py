@@ -1,0 +1,21 @@
+"""What the package logs, for the person at the terminal."""
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+
+class Terminal(logging.Handler):
+    """To stderr, a line a message and nothing else, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def show_log() -> None:
+    """Let stderr have what the package logs.  Where it is a library, its user decides: it logs by `logging`."""
+    log = logging.getLogger("glyphs")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(Terminal())
