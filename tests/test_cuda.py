@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.config import Config
