@@ -245,8 +245,8 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
                 old = json.loads(line)
                 other_kind = ("text" in old) != texts
                 results.done.add(old["file"])
-                results.counts[old["status"]] += 1
-            except (ValueError, TypeError, KeyError):
+                results.counts[str(old["status"])] += 1
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
             if other_kind:
                 with_or_without = ("single characters", "without") if texts else ("texts", "with")

@@ -1,0 +1,218 @@
+"""Damage to every kind of file that the programs read: whatever the bytes are, there is an answer or one line of error.
+
+    python benchmarks/torture.py --mutations 1000
+
+Writes a valid file of each kind, changes it at random and reads it, so many times, and prints how many were read in
+spite of the change, how many were refused, and how many ended in anything but a GlyphError or brought a warning to the
+terminal: that many faults were found.  What is tried follows from --seed.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import random
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import torch
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from glyphs.analysis.analyzer import describe_onnx
+from glyphs.config import Config, read_config
+from glyphs.data.folder import INDEX, PIXELS, load_folders
+from glyphs.data.idx import read_idx
+from glyphs.errors import GlyphError
+from glyphs.export import export_model
+from glyphs.inference.predictor import load_onnx
+from glyphs.inference.reader import read_words
+from glyphs.inference.rows import Prediction, json_row, open_results
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.pictures.decode import open_picture, to_grey
+from glyphs.pictures.glyph import preprocess
+from glyphs.pictures.page import find_lines
+from glyphs.randomness import address
+from glyphs.training.checkpoint import load_model, save_checkpoint
+
+PICTURES = {
+    "png": "PNG",
+    "jpg": "JPEG",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "ppm": "PPM",
+    "tif": "TIFF",
+    "webp": "WEBP",
+    "ico": "ICO",
+    "tga": "TGA",
+    "jp2": "JPEG2000",
+}
+
+
+class Kind(NamedTuple):
+    """A kind of file: a valid one, and what reads it.  A mutated one goes in its place."""
+
+    path: Path
+    content: bytes
+    read: Callable[[Path], object]
+
+
+class Fault(NamedTuple):
+    """A file that ended in something else than an answer or a GlyphError."""
+
+    kind: str
+    number: int
+    problem: str
+
+
+def draw() -> Image.Image:
+    picture = Image.new("RGB", (48, 48), "white")
+    ImageDraw.Draw(picture).line([(12, 10), (12, 38), (34, 24)], fill="black", width=4)
+    return picture
+
+
+def write_kinds(folder: Path, checkpoint: Path, exported: Path) -> dict[str, Kind]:
+    """A valid file of each kind, in folders of their own within the folder; a checkpoint and its export are given."""
+    kinds: dict[str, Kind] = {}
+
+    def add(name: str, file: str, content: bytes, read: Callable[[Path], object]) -> Path:
+        path = folder / name.replace(" ", "-") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        kinds[name] = Kind(path, content, read)
+        return path
+
+    for suffix, format in PICTURES.items():
+        buffer = io.BytesIO()
+        draw().save(buffer, format)
+        add(f"picture {suffix}", f"picture.{suffix}", buffer.getvalue(), look_at)
+
+    add("checkpoint", "model.pth", checkpoint.read_bytes(), load_model)
+    add("export", "model.onnx", exported.read_bytes(), read_onnx)
+    older = onnx.load(exported)
+    del older.metadata_props[-1]  # the seal, which would refuse them all
+    add("export without a seal", "model.onnx", older.SerializeToString(), read_onnx)
+
+    head = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (3, 28, 28))
+    add("IDX", "images-idx3-ubyte", head + bytes(3 * 784), lambda path: read_idx(path, 3))
+    add(
+        "IDX, gzipped",
+        "images-idx3-ubyte.gz",
+        gzip.compress(head + bytes(3 * 784), mtime=0),
+        lambda path: read_idx(path, 3),
+    )
+    add("config.json", "config.json", json.dumps(Config().to_dict(), indent=2).encode(), read_config)
+    rows = b"".join(json_row(Prediction(f"{i}.png", "ok", "A", 0.5)) + b"\n" for i in range(5))
+    add("results to go on with", "results.jsonl", rows, resume)
+    add("word list", "words.txt", "one\ntwo\nzwölf\n".encode(), read_words)
+
+    data, cache = folder / "data", folder / "cache"
+    for name in ("A", "B"):
+        (data / name).mkdir(parents=True)
+        for number in range(4):
+            draw().rotate(9 * number).save(data / name / f"{number}.png")
+    load_folders(data, cache, "glyph", 0)
+    for file in (INDEX, PIXELS):
+        content = (cache / file).read_bytes()
+        kinds[f"cache {file}"] = Kind(cache / file, content, lambda path: load_folders(data, cache, "glyph", 0))
+    return kinds
+
+
+def look_at(path: Path) -> None:
+    preprocess(path, "glyph")
+    find_lines(to_grey(open_picture(path)))
+
+
+def read_onnx(path: Path) -> None:
+    """Both readers, whatever the first thinks of it."""
+    try:
+        load_onnx(path, "cpu")
+    finally:
+        describe_onnx(path)
+
+
+def resume(path: Path) -> None:
+    with open_results(path, 5) as results:
+        results.summary()
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """The bytes with one to three changes of the kinds that disks, networks, editors and enemies make."""
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        at = rng.randrange(len(changed) + 1)
+        length = min(rng.choice((1, 1, 2, 4, 8, 64, 512)), len(changed) - at)
+        kind = rng.randrange(8)
+        if kind == 0 and length:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            changed[at : at + length] = rng.randbytes(length)
+        elif kind == 2:
+            changed[at : at + length] = bytes(length)
+        elif kind == 3:
+            changed[at : at + length] = b"\xff" * length
+        elif kind == 4:
+            del changed[at : at + length]
+        elif kind == 5:
+            changed[at:at] = rng.choice((rng.randbytes(8), b"[" * 5000, b"9" * 5000, b"\n", changed[:64]))
+        elif kind == 6:
+            del changed[at:]
+        else:
+            other = rng.randrange(len(changed) + 1)
+            changed[at : at + length] = changed[other : other + length]
+    return bytes(changed)
+
+
+def attack(name: str, kind: Kind, count: int, seed: int) -> tuple[Counter[str], list[Fault]]:
+    """Read so many mutations of a file; returns how many were read and refused, and what else happened."""
+    counts: Counter[str] = Counter()
+    faults = []
+    for number in range(count):
+        mutated = mutate(kind.content, random.Random(address(seed, name, number)))
+        kind.path.write_bytes(mutated)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                kind.read(kind.path)
+            counts["read"] += 1
+        except GlyphError as error:
+            counts["refused"] += 1
+            if len(str(error)) > 1000:
+                faults.append(Fault(name, number, "a message of many pages"))
+        except Exception as error:
+            faults.append(Fault(name, number, f"{type(error).__name__}: {error}"[:300]))
+    kind.path.write_bytes(kind.content)
+    return counts, faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutations", type=int, default=1000, help="of a file of each kind (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    print(f"{'':26}{'read':>10}{'refused':>10}{'faults':>10}")
+    found: list[Fault] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = Path(temporary) / "small.pth"
+        model = EnhancedGlyphCNN(2, use_residual=False)
+        save_checkpoint(checkpoint, model, Config(use_residual=False), ["A", "B"], metrics={})
+        for name, kind in write_kinds(Path(temporary), checkpoint, export_model(checkpoint).path).items():
+            counts, faults = attack(name, kind, arguments.mutations, arguments.seed)
+            print(f"{name:26}{counts['read']:10,}{counts['refused']:10,}{len(faults):10,}")
+            found += faults
+    for fault in found:
+        print(f"{fault.kind}, number {fault.number}: {fault.problem}")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
