@@ -5,7 +5,8 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from tqdm import tqdm
 from glyphs.commands.read_arguments import service_settings
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
-from glyphs.errors import GlyphError, PictureError
+from glyphs.errors import ConfigError, GlyphError, PictureError
+from glyphs.inference.parts import Parts, parts_folder
 from glyphs.inference.predictor import GlyphPredictor, Picture, default_model, relative_names, save_pixels
 from glyphs.inference.reader import read_words
 from glyphs.inference.rows import ResultFile, Row, open_pipe, open_results, open_terminal
 from glyphs.pictures.find import PictureFolder
-from glyphs.process import say
+from glyphs.process import launched, say
 from glyphs.text import one_line
 
 SOME_FAILED = 3  # the exit status
@@ -29,6 +31,15 @@ SOME_FAILED = 3  # the exit status
 def read(arguments: argparse.Namespace, config: Config) -> int:
     """Do what the arguments ask for; return the exit status."""
     show_log()
+    if launched():
+        from glyphs.distributed import barrier, process_group, rank, world_size  # PyTorch: not for one process
+
+        with process_group():
+            if not shared(arguments):
+                raise ConfigError("torchrun: processes share --batch DIR into one --output FILE.jsonl, nothing else")
+            return read_together(arguments, config, rank(), world_size(), barrier)
+    if shared(arguments) and parts_folder(arguments.output).exists():  # several processes have begun it
+        return read_together(arguments, config, 0, 1, lambda: None)
     top_k = None if arguments.text else arguments.top_k
     if arguments.output:
         rows = open_results(arguments.output, top_k)
@@ -37,18 +48,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe()
 
     model = arguments.model or default_model(average_views=arguments.average_views)
-    predictor = GlyphPredictor(
-        model,
-        config.device,
-        alphabet=arguments.alphabet,
-        min_confidence=arguments.min_confidence,
-        mode=arguments.mode,
-        batch_size=config.batch_size,
-        words=read_words(arguments.words) if arguments.words else None,
-        average_views=arguments.average_views,
-    )
-    if not arguments.model or predictor.trained_on == "demo":  # a reader of fonts must not pass for one of handwriting
-        say(f"model: {predictor.description}")
+    predictor = make_predictor(model, arguments, config)
     if arguments.serve:
         from glyphs.inference.service import serve
 
@@ -70,6 +70,77 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     return SOME_FAILED if results.counts["failed"] else 0
 
 
+def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -> GlyphPredictor:
+    predictor = GlyphPredictor(
+        model,
+        config.device,
+        alphabet=arguments.alphabet,
+        min_confidence=arguments.min_confidence,
+        mode=arguments.mode,
+        batch_size=config.batch_size,
+        words=read_words(arguments.words) if arguments.words else None,
+        average_views=arguments.average_views,
+    )
+    if not arguments.model or predictor.trained_on == "demo":  # a reader of fonts must not pass for one of handwriting
+        say(f"model: {predictor.description}")
+    return predictor
+
+
+def shared(arguments: argparse.Namespace) -> bool:
+    """Whether it is work that several processes can share."""
+    return bool(arguments.batch and arguments.output and arguments.output.suffix.lower() == ".jsonl")
+
+
+def read_together(
+    arguments: argparse.Namespace, config: Config, number: int, count: int, meet: Callable[[], None]
+) -> int:
+    """Read a folder as process `number` of `count`; process 0 joins what all have written, and talks."""
+    model = arguments.model or default_model(average_views=arguments.average_views)
+    predictor = make_predictor(model, arguments, config)
+    # What the rows follow from: parts of another run must not be taken for this one's.
+    about = {
+        "model": zlib.crc32(model.read_bytes()),
+        "text": arguments.text,
+        "words": predictor.words and zlib.crc32("\n".join(predictor.words).encode()),
+        "top_k": arguments.top_k,
+        "alphabet": arguments.alphabet,
+        "min_confidence": arguments.min_confidence,
+        "mode": predictor.mode,
+        "batch_size": config.batch_size,
+        "average_views": arguments.average_views,
+    }
+    folder = PictureFolder(arguments.batch)
+    block = 1 if arguments.text else config.batch_size
+    parts = Parts(arguments.output, about, texts=arguments.text, block=block, number=number, count=count, meet=meet)
+    if parts.paths:
+        say(f"{parts.folder} holds {sum(parts.done.values()):,} rows: going on with the other pictures")
+    with parts.opened():
+        predictions = stream(predictor, parts.share(folder), arguments)
+        if sys.stderr.isatty():
+            predictions = tqdm(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
+        for prediction, pixels in predictions:
+            parts.write(prediction)
+            if arguments.save_preprocessed and pixels is not None:
+                save_pixels(pixels, arguments.save_preprocessed / f"{prediction.file}.png")
+    meet()
+    failed = 0
+    if number == 0:
+        results = ResultFile(parts.write, counts=parts.join(folder, lambda error: say(one_line(error))))
+        say(f"{results.summary()}; {folder.skipped:,} other files skipped")
+        failed = results.counts["failed"]
+    meet()  # the file is whole, whichever process ends first
+    return SOME_FAILED if failed else 0
+
+
+def stream(
+    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Picture | PictureError]], arguments: argparse.Namespace
+) -> Iterable[tuple[Row, Any]]:
+    """A row for each picture, and what the network saw of it where it shows one character."""
+    if arguments.text:
+        return ((reading, None) for reading in predictor.read_stream(pictures, arguments.top_k))
+    return predictor.stream(pictures, arguments.top_k)
+
+
 def predict(
     predictor: GlyphPredictor,
     pictures: Iterable[tuple[str, Picture | PictureError]],
@@ -78,11 +149,7 @@ def predict(
 ) -> int:
     """Write a row for each picture that has none yet; complain about those that cannot be read, and count them."""
     todo = ((name, picture) for name, picture in pictures if results.lacks(name))
-    predictions: Iterable[tuple[Row, Any]]
-    if arguments.text:
-        predictions = ((reading, None) for reading in predictor.read_stream(todo, arguments.top_k))
-    else:
-        predictions = predictor.stream(todo, arguments.top_k)
+    predictions = stream(predictor, todo, arguments)
     complain = say
     if results.done:
         say(f"{arguments.output} holds {len(results.done):,} rows: going on with the other pictures")

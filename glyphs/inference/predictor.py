@@ -404,9 +404,11 @@ def load_onnx(path: Path, device: str) -> Loaded:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Weights in further files would be looked up there, which fails: a model is one file, and reads no other.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if device in ("auto", "cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+        # Of the processes that torchrun started on this machine, each has its own.
+        own = {"device_id": int(os.environ.get("LOCAL_RANK", 0))}
+        providers.insert(0, ("CUDAExecutionProvider", own))
     elif device == "cuda":
         raise ConfigError("--device cuda: this onnxruntime cannot use CUDA; use --device cpu, or onnxruntime-gpu")
     elif device == "mps":

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replacing, valid_utf8
@@ -228,7 +228,6 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
     ------
     DataError : the file holds something else, or texts where characters are to follow, or the other way about.
     """
-    texts = top_k is None
     with explain_write_error(path), path.open("a+b") as file:
 
         def write(row: Row) -> None:
@@ -237,26 +236,36 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
 
         results = ResultFile(write)
         file.seek(0)
-        end = 0
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n") and (line.startswith(ROW_START) or ROW_START.startswith(line)):
-                break  # the earlier run died while it wrote this row
-            try:
-                old = json.loads(line)
-                other_kind = ("text" in old) != texts
-                results.done.add(old["file"])
-                results.counts[str(old["status"])] += 1
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
-            if other_kind:
-                with_or_without = ("single characters", "without") if texts else ("texts", "with")
-                raise DataError(
-                    f"{path}: holds rows of {with_or_without[0]}, written {with_or_without[1]} --text; "
-                    "choose another --output"
-                )
-            end += len(line)
-        file.truncate(end)
+        file.truncate(read_json_lines(file, path, top_k is None, results))
         yield results
+
+
+def read_json_lines(file: BinaryIO, path: Path, texts: bool, results: ResultFile) -> int:
+    """Note which rows an open file of JSON lines holds, texts or characters; returns where the last whole row ends.
+
+    Raises
+    ------
+    DataError : as `write_json_lines`.
+    """
+    end = 0
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b"\n") and (line.startswith(ROW_START) or ROW_START.startswith(line)):
+            break  # the earlier run died while it wrote this row
+        try:
+            old = json.loads(line)
+            other_kind = ("text" in old) != texts
+            results.done.add(old["file"])
+            results.counts[str(old["status"])] += 1
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
+        if other_kind:
+            with_or_without = ("single characters", "without") if texts else ("texts", "with")
+            raise DataError(
+                f"{path}: holds rows of {with_or_without[0]}, written {with_or_without[1]} --text; "
+                "choose another --output"
+            )
+        end += len(line)
+    return end
 
 
 WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines}
