@@ -160,6 +160,21 @@ def test_parts_of_another_run_are_refused(command: list[str], tmp_path: Path) ->
     assert len(list(parts.glob("*.part"))) == 2
 
 
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"bytes": null}'])
+def test_a_damaged_folder_of_parts_is_refused(command: list[str], tmp_path: Path, damage: bytes) -> None:
+    parts = stopped(command, tmp_path / "x.jsonl", 1)
+    (parts / "about.json").write_bytes(damage)
+    with refused(DataError, parts, "is damaged", "begin again"):
+        together(command, tmp_path / "x.jsonl", 1)
+
+
+def test_a_damaged_part_is_refused(command: list[str], tmp_path: Path) -> None:
+    [part] = stopped(command, tmp_path / "x.jsonl", 1).glob("*.part")
+    part.write_bytes(part.read_bytes().replace(b'{"file": "blank', b'{"file: "blank'))
+    with refused(DataError, part.parent, "begin again"):
+        together(command, tmp_path / "x.jsonl", 1)
+
+
 def test_pictures_that_change_meanwhile_are_refused(command: list[str], tmp_path: Path) -> None:
     output = tmp_path / "x.jsonl"
     parts = stopped(command, output, 2)

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.inference.rows import Candidate, Prediction, open_pipe, open_results, open_terminal
+from glyphs.inference import rows as rows_module
+from glyphs.inference.rows import (
+    Candidate,
+    Character,
+    Prediction,
+    Reading,
+    TextLine,
+    Word,
+    open_pipe,
+    open_results,
+    open_terminal,
+)
+from tests.conftest import refused
 
 SURE = Prediction("a.png", "ok", "A", 0.75, (Candidate("A", 0.75), Candidate("4", 0.25)))
 FAILED = Prediction("b/c.png", "failed", error="b/c.png: is damaged")
@@ -150,3 +162,36 @@ def test_the_summary_counts_each_status(tmp_path: Path) -> None:
         assert results.summary() == "0 pictures"
         results.counts.update(["ok", "ok", "no_glyph"])
         assert results.summary() == "3 pictures: 2 ok, 1 no glyph"
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS])
+def test_parquet_has_the_rows_of_json(tmp_path: Path, rows: list[Prediction], monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(rows_module, "ROW_GROUP", 2)
+    write(tmp_path / "r.parquet", rows)
+    table = parquet.read_table(tmp_path / "r.parquet")
+    assert table.to_pylist() == [row.to_dict() for row in rows]
+    assert [str(table.schema.field(name).type) for name in ("file", "prediction", "confidence")] == [
+        "string",
+        "string",
+        "double",
+    ]
+
+
+def test_parquet_nests_a_text_as_json_does(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    box = (1, 2, 30, 40)
+    word = Word("A-", box, (Character("A", 0.75, box, SURE.top_k), Character("-", None, box, ())))
+    readings = [Reading("a.png", "ok", 0.75, (TextLine("A-", box, (word,)),)), Reading("b.png", "no_glyph")]
+    with open_results(tmp_path / "r.parquet", None) as results:
+        for reading in readings:
+            results.write(reading)
+    expected = [json.loads(json.dumps(reading.to_dict())) for reading in readings]
+    assert parquet.read_table(tmp_path / "r.parquet").to_pylist() == expected
+
+
+def test_parquet_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with refused(GlyphError, "r.parquet", "pip install pyarrow"):
+        open_results(tmp_path / "r.parquet", 5)
+    assert not (tmp_path / "r.parquet").exists()

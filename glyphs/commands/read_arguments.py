@@ -35,7 +35,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 
     answers = parser.add_argument_group("answers")
     answers.add_argument("--top-k", type=positive, default=5, metavar="N", help="likeliest classes (default: 5)")
-    answers.add_argument("--output", type=Path, metavar="FILE", help="results to a .json, .csv or .jsonl file")
+    answers.add_argument(
+        "--output", type=Path, metavar="FILE", help="results to a .json, .csv, .jsonl or .parquet file"
+    )
     drawing, drawn = Path("prediction.png"), "draw the picture, what the model saw and its answers, to PATH"
     answers.add_argument(
         "--visualize", nargs="?", const=drawing, type=Path, metavar="PATH", help=f"{drawn} (default: {drawing})"

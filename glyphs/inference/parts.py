@@ -90,14 +90,18 @@ class Parts:
             file.seek(0)
             end = read_json_lines(file, self.output, texts, ResultFile(write=self.write))
             if path.exists():
-                old = json.loads(path.read_bytes())
+                try:
+                    old = json.loads(path.read_bytes())
+                    length = int(old[AT])
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    raise DataError(f"{path}: is damaged; remove that folder and begin again") from None
                 for name, value in about.items():
-                    if old[name] != value:
+                    if old.get(name) != value:
                         raise ConfigError(
-                            f"{self.folder}: holds parts of a run with {name} {old[name]!r}, not {value!r}; ask for "
-                            "the same, or remove that folder"
+                            f"{self.folder}: holds parts of a run with {name} {old.get(name)!r}, not {value!r}; "
+                            "ask for the same, or remove that folder"
                         )
-                end = old[AT]
+                end = min(end, length)
             file.truncate(end)
             self.folder.mkdir(exist_ok=True)
         if not path.exists():
@@ -149,8 +153,12 @@ class Parts:
             once = (next(same) for _, same in itertools.groupby(rows, itemgetter(0)))
             lacking = (valid_utf8(name) for name, _ in pictures if self.earlier.lacks(name))
             for place, (name, line) in enumerate(itertools.zip_longest(lacking, once)):
-                row = json.loads(line[1]) if line is not None else None
-                if row is None or (line[0], row["file"]) != (place, name):
+                try:
+                    row = json.loads(line[1])
+                    fits = (line[0], row["file"]) == (place, name)
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    fits = False  # there is no row, or what was written is damaged
+                if not fits:
                     raise DataError(
                         f"{self.folder}: its rows are not those of the pictures that are there now; leave the pictures "
                         "alone while they are read; remove that folder and begin again"
@@ -170,5 +178,5 @@ def lines_of(part: Iterable[bytes]) -> Iterator[Line]:
     """The rows of a part, and their places; what a process that was killed left of a line is passed over."""
     for line in part:
         place, _, row = line.partition(b"\t")
-        if row.endswith(b"\n"):
+        if place.isdigit() and row.endswith(b"\n"):
             yield int(place), row.rstrip(b"\n")

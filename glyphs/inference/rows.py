@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from glyphs.errors import ConfigError, DataError
+from glyphs.errors import ConfigError, DataError, GlyphError
 from glyphs.files import explain_write_error, replacing, valid_utf8
 from glyphs.text import csv_cell, one_line
 
@@ -19,6 +20,7 @@ TextStatus = Literal["ok", "uncertain", "no_glyph", "joined_script", "failed"]
 STDIN = "-"
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 ROW_START = b'{"file": '
+ROW_GROUP = 10_000  # rows of a .parquet file that are kept in memory
 
 
 class Candidate(NamedTuple):
@@ -268,7 +270,46 @@ def read_json_lines(file: BinaryIO, path: Path, texts: bool, results: ResultFile
     return end
 
 
-WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines}
+@contextlib.contextmanager
+def write_parquet(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+    """A table of typed columns, whole at the end: what JSON has, nested where that is."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    box = pyarrow.list_(pyarrow.int32())
+    texts, numbers = pyarrow.string(), pyarrow.float64()
+    candidates = pyarrow.list_(pyarrow.struct({"label": texts, "probability": numbers}))
+    character = pyarrow.struct({"label": texts, "probability": numbers, "box": box, "top_k": candidates})
+    word = pyarrow.struct({"text": texts, "box": box, "characters": pyarrow.list_(character)})
+    line = pyarrow.struct({"text": texts, "box": box, "words": pyarrow.list_(word)})
+    answer = ("text", "lines", pyarrow.list_(line)) if top_k is None else ("prediction", "top_k", candidates)
+    schema = pyarrow.schema(
+        {
+            "file": texts,
+            "status": texts,
+            answer[0]: texts,
+            "confidence": numbers,
+            answer[1]: answer[2],
+            "error": texts,
+        }
+    )
+    waiting: list[dict[str, Any]] = []
+    with replacing(path) as file, ParquetWriter(file, schema) as table:
+
+        def write(row: Row) -> None:
+            waiting.append(row.to_dict())
+            if len(waiting) == ROW_GROUP:
+                flush()
+
+        def flush() -> None:
+            table.write_table(pyarrow.Table.from_pylist(waiting, schema))
+            waiting.clear()
+
+        yield ResultFile(write)
+        flush()
+
+
+WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines, ".parquet": write_parquet}
 
 
 def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextManager[ResultFile]:
@@ -277,12 +318,15 @@ def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextMan
     Raises
     ------
     ConfigError : the suffix is of no format that we write, or the path is a folder.
-    GlyphError : when the context is entered, or left: the file cannot be written.
+    GlyphError : the format needs a package that is missing; or, when the context is entered or left, the file cannot be
+        written.
     """
     if path.suffix.lower() not in WRITERS:
         raise ConfigError(f"{path}: results are written to {', '.join(WRITERS)}; choose one of these suffixes")
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file in it")
+    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise GlyphError(f"{path}: a .parquet file needs pyarrow: pip install pyarrow")
     return WRITERS[path.suffix.lower()](path, top_k)
 
 
