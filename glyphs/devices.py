@@ -12,6 +12,7 @@ from glyphs.distributed import world_size
 from glyphs.errors import ConfigError, TrainingError
 from glyphs.process import launched
 
+IMPORTED_IN = os.getpid()
 # What PyTorch, cuDNN and cuBLAS say where memory is short; only the first is an OutOfMemoryError.
 OUT_OF_MEMORY = (
     "out of memory",
@@ -60,12 +61,21 @@ def describe_device(device: torch.device) -> str:
     return words if world_size() == 1 else f"{world_size()} processes ({words} each)"
 
 
+def forked() -> bool:
+    """Whether this process was made by fork from the one that imported PyTorch."""
+    return os.getpid() != IMPORTED_IN
+
+
 def limit_threads() -> None:
     """Use as many threads as this process may run at once, not as many as the host has.
 
     PyTorch's own number (a thread for each physical core) misses a container's CPU quota; threads beyond it only wait
-    for each other.  torchrun lets it start with one thread, which is no limit.
+    for each other.  torchrun lets it start with one thread, which is no limit.  And a process that was made by fork
+    uses one: OpenMP's threads do not come with it, but it would wait for them, for ever.
     """
+    if forked():
+        torch.set_num_threads(1)
+        return
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()) if not launched() else usable_cpus())
 
 

@@ -1,5 +1,6 @@
 """How a process starts, is interrupted and ends: errors and signals as exit statuses."""
 
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from glyphs.errors import GlyphError
 from glyphs.text import one_line
 
 USER_ERROR = 2
+FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name))
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -53,10 +55,18 @@ def run(main: Callable[[], int | None]) -> int:
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, interrupt)
-    try:
-        status = main() or 0
+
+    def main_and_flush() -> int:
+        try:
+            status = main() or 0
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()  # here, where a reader who has gone can still be told from a failure
         return status
+
+    try:
+        return main_and_flush()
     except GlyphError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -69,6 +79,17 @@ def run(main: Callable[[], int | None]) -> int:
         print(f"stopped by {interruption}", file=sys.stderr)
         return 128 + interruption.signum
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`).  Python flushes again at exit: into nothing, then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # its reader has gone (`| head`)
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        # What opens a file, or writes one that stays, names it; these are left.
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        drop_output()
+        say(f"error: standard output, or a temporary file, cannot be written ({error.strerror}); free some space")
+        return USER_ERROR
+
+
+def drop_output() -> None:
+    """Write the rest of the output, which Python flushes again at exit, into nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

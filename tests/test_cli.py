@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, T
 from glyphs.process import SIGNALS, run
 from glyphs.text import one_line
 from tests.conftest import ROOT, run_python
+from tests.small import draw_glyph, save_small_checkpoint
 
 HEAD = "import os, signal, sys, time\nfrom glyphs.process import run\nfrom glyphs.errors import DataError\n"
 WAIT = "def main():\n    print('ready', flush=True)\n    time.sleep(600)\n"
@@ -135,3 +137,32 @@ def test_closed_pipe_is_silent(lines: int) -> None:
         assert process.stderr.read() == ""
         process.wait(timeout=300)
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("model_utils.py", "--help"),
+        ("inference.py", "--image", "MODEL.png", "--model", "MODEL"),
+        ("model_utils.py", "--analyze", "MODEL"),
+    ],
+)
+def test_output_onto_a_full_device_is_one_error(command: tuple[str, ...], tmp_path: Path) -> None:
+    model = save_small_checkpoint(tmp_path / "small.pth")
+    draw_glyph().save(f"{model}.png")
+    arguments = [argument.replace("MODEL", str(model)) for argument in command]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith("error: standard output, or a temporary file, cannot be written")
+    assert "Traceback" not in process.stderr
+    assert "Exception ignored" not in process.stderr

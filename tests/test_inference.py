@@ -1,6 +1,7 @@
 """inference.py from end to end, most of it through `main`; what concerns the process itself in one of its own."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -19,11 +20,11 @@ import inference
 from glyphs.commands.read import SOME_FAILED
 from glyphs.config import Config
 from glyphs.data.emnist import MERGED_47
-from glyphs.errors import CheckpointError, ConfigError, DataError
+from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.pictures.glyph import preprocess
 from glyphs.training.checkpoint import save_checkpoint
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, refused, run_python
 from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
 
 
@@ -179,6 +180,34 @@ def test_what_the_model_saw_is_saved_for_each(model: Path, pictures: Path, tmp_p
         expected = preprocess(picture).pixels
         assert expected is not None
         np.testing.assert_array_equal(np.asarray(pixels), expected)
+
+
+def test_what_cannot_be_saved_ends_the_batch_before_its_row_and_leaves_nothing(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--model", model, "--batch", pictures, "--save-preprocessed", tmp_path / "saved", "--output")
+    whole = os.fsync
+
+    def disk_full(descriptor: int) -> None:
+        if (tmp_path / "saved" / "b.bmp.png.tmp").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with refused(GlyphError, "b.bmp.png", "No space left", "free some space"):
+        infer(*arguments, tmp_path / "rows.jsonl")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"a.jpg.png", "a.png.png"}
+    monkeypatch.undo()
+    assert infer(*arguments, tmp_path / "rows.jsonl") == 0  # goes on, and saves the one that is missing
+    assert len(list((tmp_path / "saved").rglob("*.png"))) == 6
+
+
+def test_a_name_too_long_to_be_saved_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    draw_glyph().save(tmp_path / "pictures" / f"{'x' * 244}.png")
+    assert infer("--model", model, "--batch", tmp_path / "pictures", "--save-preprocessed", tmp_path / "saved") == 0
+    assert "is not saved, its name is too long" in capsys.readouterr().err
+    assert not (tmp_path / "saved").exists()
 
 
 def test_saved_images_of_one_name_from_two_folders(model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """glyphs.inference.predictor: what it says must be what the model says about what was made of the picture."""
 
+import concurrent.futures
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from glyphs.inference.predictor import GlyphPredictor, relative_names
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
+from tests.conftest import run_python
 from tests.small import NAMES, draw_glyph, onnx_weights, save_small_checkpoint, save_small_onnx
 
 
@@ -309,3 +311,43 @@ def test_names_relative_to_what_they_share(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert list(relative_names(names).values()) == expected
+
+
+FORKS = """
+import os, sys, torch
+from glyphs.inference.predictor import GlyphPredictor
+from tests.small import draw_glyph
+torch.set_num_threads(2)
+torch.rand(512, 512) @ torch.rand(512, 512)  # OpenMP starts its threads
+torch.rand(2_000_000).exp()
+path, made_in_child = sys.argv[1], sys.argv[2] == "child"
+predictor = GlyphPredictor(path)
+torch.set_num_threads(2)
+expected = predictor.predict(draw_glyph())
+if os.fork() == 0:
+    if made_in_child:
+        predictor = GlyphPredictor(path)
+    same = predictor.predict(draw_glyph()) == expected
+    os._exit(0 if same and torch.get_num_threads() == 1 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("made_in", ["parent", "child"])
+def test_a_checkpoint_answers_in_a_process_made_by_fork(checkpoint: Path, made_in: str) -> None:
+    """OpenMP's threads stay in the parent; a child that asks for more than one waits for them for ever."""
+    process = run_python("-c", FORKS, str(checkpoint), made_in, timeout=120)
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("model", ["checkpoint", "onnx_file"])
+def test_eight_threads_share_a_predictor(model: str, request: pytest.FixtureRequest) -> None:
+    predictor = GlyphPredictor(request.getfixturevalue(model))
+    pictures = [draw_glyph(number % 10) for number in range(40)]
+    expected = predictor.predict_batch(pictures)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(predictor.predict, pictures))
+    for answer, known in zip(given, expected, strict=True):
+        assert answer.prediction == known.prediction
+        assert answer.confidence == pytest.approx(known.confidence, abs=1e-5)

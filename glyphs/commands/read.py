@@ -16,7 +16,7 @@ from tqdm import tqdm
 from glyphs.commands.read_arguments import service_settings
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
-from glyphs.errors import ConfigError, GlyphError, PictureError
+from glyphs.errors import ConfigError, PictureError
 from glyphs.inference.parts import Parts, parts_folder
 from glyphs.inference.predictor import GlyphPredictor, Picture, default_model, relative_names, save_pixels
 from glyphs.inference.reader import read_words
@@ -25,6 +25,7 @@ from glyphs.pictures.find import PictureFolder
 from glyphs.process import launched, say
 from glyphs.text import one_line
 
+LONGEST_NAME = 250  # of the 255 bytes that file systems allow, those that writing aside leaves
 SOME_FAILED = 3  # the exit status
 
 
@@ -161,6 +162,13 @@ def predict(
     failed = 0
     for prediction, pixels in predictions:
         failed += prediction.status == "failed"
+        if arguments.save_preprocessed and pixels is not None:  # first: where this fails, the picture has no row yet
+            name = str(prediction.file)
+            target = arguments.save_preprocessed / f"{targets.get(name, name)}.png"
+            if len(os.fsencode(target.name)) > LONGEST_NAME:
+                complain(one_line(f"{target}: is not saved, its name is too long"))
+            else:
+                save_pixels(pixels, target)
         results.write(prediction)
         results.counts[prediction.status] += 1
         if prediction.error:
@@ -169,12 +177,6 @@ def predict(
             complain(one_line(f"{prediction.file}: shows several characters; --text reads them"))
         elif prediction.status == "joined_script" and not arguments.batch:
             complain(one_line(f"{prediction.file}: its letters are joined, which --text does not read"))
-        if arguments.save_preprocessed and pixels is not None:
-            name = str(prediction.file)
-            try:
-                save_pixels(pixels, arguments.save_preprocessed / f"{targets.get(name, name)}.png")
-            except GlyphError as error:  # a name that is too long with its new suffix, for one
-                complain(one_line(str(error)))
     return failed
 
 

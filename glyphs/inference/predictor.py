@@ -23,7 +23,7 @@ from PIL import Image
 from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
-from glyphs.files import explain_write_error, pretrained_folder, valid_utf8
+from glyphs.files import explain_write_error, pretrained_folder, replacing, valid_utf8
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import Candidate, Prediction, Reading, Status
 from glyphs.inference.seal import check_seal
@@ -369,7 +369,15 @@ def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> 
     model, config = checkpoint.build_model(content, path)
     classifier = (ViewAverage(model) if average_views else model).to(where)
 
+    process = os.getpid()
+
     def network(images: Bytes) -> Floats:
+        nonlocal process
+        if os.getpid() != process:
+            if where.type != "cpu":
+                raise ConfigError("a GPU cannot be used in a process made by fork: make the predictor there, or spawn")
+            limit_threads()
+            process = os.getpid()
         with torch.inference_mode(), explain_out_of_memory(len(images)):
             logits: torch.Tensor = classifier(torch.from_numpy(images).to(where))
             probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
@@ -477,7 +485,8 @@ def save_pixels(pixels: Bytes, path: Path) -> None:
     """Write what the network saw, uint8 [28, 28], as a PNG file, with the folders it needs.  Raises GlyphError."""
     with explain_write_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, "PNG")
+    with replacing(path) as file:
+        Image.fromarray(pixels).save(file, "PNG")
 
 
 def relative_names(names: Sequence[str]) -> dict[str, str]:
