@@ -1,14 +1,14 @@
 """EMNIST as tensors: upright, relabelled, checked, split, batched; and its download, which is never half-used."""
 
 import errno
-import gc
 import hashlib
 import http.server
 import io
 import os
 import socket
+import sys
 import threading
-import warnings
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import EMNIST
 
+import glyphs.data.download
 import glyphs.data.loaders
 from glyphs.config import SPLITS, Config, get_default_config
 from glyphs.data.emnist import CLASS_NAMES, load_emnist
@@ -358,10 +359,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.archive = archive
         self.how = "whole"
         self.requests = 0
+        self.ranges: list[str | None] = []  # what was asked for
         self.url = f"http://127.0.0.1:{self.server_address[1]}/gzip.zip"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: torchvision looks for redirects first, and hangs up without reading the answer."""
+        """Say nothing."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -370,6 +372,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests += 1
         archive, how = self.server.archive, self.server.how
+        asked = self.headers["Range"]
+        self.server.ranges.append(asked)
         self.close_connection = True
         if how == "404":
             self.send_error(404)
@@ -377,17 +381,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if how == "not HTTP":
             self.wfile.write(b"welcome to the hotel's network\r\n\r\n")
             return
-        self.send_response(200)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and how != "knows no ranges" else 0
+        if start >= len(archive):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(archive) - 1}/{len(archive)}")
+        archive = archive[start:]
         chunked = how == "breaks off, chunked"
         self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(archive)))))
         self.end_headers()
-        if how == "whole":
+        if how == "whole" or (how == "knows no ranges" and asked):
             self.wfile.write(archive)
         elif how == "wrong bytes":
             self.wfile.write(bytes(len(archive)))
+        elif how == "says nothing":
+            pass
         else:
             self.wfile.write(f"{len(archive):x}\r\n".encode() if chunked else b"")
-            self.wfile.write(archive[: len(archive) // 2])
+            self.wfile.write(archive[: (len(archive) + 1) // 2])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -414,6 +427,7 @@ def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.setattr(EMNIST, "url", server.url)
         monkeypatch.setattr(EMNIST, "md5", hashlib.md5(archive).hexdigest())
         monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(glyphs.data.download, "WAITS", (0.0, 0.0))
         yield server
         server.shutdown()
         thread.join()
@@ -428,7 +442,10 @@ def unpacked(archive: bytes) -> dict[str, bytes]:
         return {name.removeprefix("gzip/"): file.read(name) for name in file.namelist()}
 
 
-def test_missing_files_are_downloaded_once(tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_are_downloaded_once(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     expected = write_emnist(tmp_path / "reference", "digits")
     assert torch.equal(load_emnist(tmp_path / "data", "digits", "train")[0], expected["train"][0])
     requests = server.requests
@@ -447,19 +464,85 @@ def test_missing_file_of_a_pair_is_downloaded(tmp_path: Path, server: Server) ->
     assert server.requests > 0
 
 
-@pytest.mark.parametrize("how", ["breaks off", "breaks off, chunked", "wrong bytes", "404", "not HTTP"])
-def test_download_that_fails_is_one_line_and_works_the_next_time(tmp_path: Path, server: Server, how: str) -> None:
+@pytest.mark.parametrize("how", ["wrong bytes", "404", "not HTTP", "says nothing"])
+def test_download_that_fails_is_one_line_leaves_nothing_and_works_the_next_time(
+    tmp_path: Path, server: Server, how: str
+) -> None:
     server.how = how
-    by_hand = tmp_path / "EMNIST" / "raw" / "gzip.zip"
-    for _ in range(2):  # what the first attempt left must not pass for an archive at the second
-        with refused(DataError, server.url, by_hand, "--dataset demo"):
+    for _ in range(2):
+        with refused(DataError, server.url, tmp_path / "data" / "EMNIST" / "raw" / "gzip.zip", "--dataset demo"):
+            load_emnist(tmp_path / "data", "digits", "test")
+        assert not (tmp_path / "data").exists()
+    server.how = "whole"
+    assert len(load_emnist(tmp_path / "data", "digits", "test")[1]) == 30
+
+
+@pytest.mark.parametrize("how", ["breaks off", "breaks off, chunked", "knows no ranges"])
+def test_a_broken_connection_is_tried_again_and_gone_on_with(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """Half of what is missing comes each time, until the last byte."""
+    server.how = how
+    assert len(load_emnist(tmp_path, "digits", "test")[1]) == 30
+    assert raw_files(tmp_path) == unpacked(server.archive) | {"gzip.zip": server.archive}
+    half = (len(server.archive) + 1) // 2
+    assert server.ranges[:2] == [None, f"bytes={half}-"]
+    if how != "knows no ranges":
+        assert server.ranges[2] == f"bytes={half + (len(server.archive) - half + 1) // 2}-"
+    assert "the connection broke after" in capsys.readouterr().err
+
+
+def test_a_download_that_was_stopped_goes_on_the_next_time(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = (len(server.archive) + 1) // 2
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    server.how = "breaks off"
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", stop)
+        with pytest.raises(KeyboardInterrupt):
             load_emnist(tmp_path, "digits", "test")
-        assert set(raw_files(tmp_path)) <= {"gzip.zip"}
+    assert raw_files(tmp_path) == {"gzip.zip.part": server.archive[:half]}
     server.how = "whole"
     assert len(load_emnist(tmp_path, "digits", "test")[1]) == 30
-    with warnings.catch_warnings():  # urllib leaves the answers of failed requests to the garbage collector
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    assert server.ranges == [None, f"bytes={half}-"]
+    assert raw_files(tmp_path) == unpacked(server.archive) | {"gzip.zip": server.archive}
+
+
+def test_where_the_connection_stays_broken_what_came_is_kept(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.how = "breaks off"
+    with refused(DataError, server.url, "MB are kept", "run it again"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(glyphs.data.download, "WAITS", ())
+        load_emnist(tmp_path, "digits", "test")
+    assert raw_files(tmp_path) == {"gzip.zip.part": server.archive[: (len(server.archive) + 1) // 2]}
+
+
+@pytest.mark.parametrize(("kept", "requests"), [(0.3, 1), (1.0, 0)])
+def test_the_start_of_an_archive_that_others_left_is_gone_on_with(
+    tmp_path: Path, server: Server, kept: float, requests: int
+) -> None:
+    """torchvision gives the archive its name from the first byte on."""
+    left = server.archive[: int(kept * len(server.archive))]
+    path = tmp_path / "EMNIST" / "raw" / "gzip.zip"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(left)
+    assert len(load_emnist(tmp_path, "digits", "test")[1]) == 30
+    assert server.ranges == [f"bytes={len(left)}-"] * requests
+
+
+def test_an_archive_that_is_damaged_is_removed(tmp_path: Path, server: Server) -> None:
+    path = tmp_path / "EMNIST" / "raw" / "gzip.zip"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(len(server.archive)))
+    with refused(DataError, "MD5", "run it again"):
+        load_emnist(tmp_path, "digits", "test")
+    assert raw_files(tmp_path) == {}
+    assert len(load_emnist(tmp_path, "digits", "test")[1]) == 30
 
 
 def test_refused_connection_is_one_line(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

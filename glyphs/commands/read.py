@@ -120,9 +120,9 @@ def read_together(
         if sys.stderr.isatty():
             predictions = tqdm(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
         for prediction, pixels in predictions:
-            parts.write(prediction)
             if arguments.save_preprocessed and pixels is not None:
                 save_pixels(pixels, arguments.save_preprocessed / f"{prediction.file}.png")
+            parts.write(prediction)
     meet()
     failed = 0
     if number == 0:

@@ -1,6 +1,5 @@
 """EMNIST: its classes, its files, and their download (arXiv 1702.05373)."""
 
-import http.client
 import string
 import sys
 import zipfile
@@ -10,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glyphs.data.download import digest, download
 from glyphs.data.idx import read_idx
 from glyphs.distributed import in_turn
 from glyphs.errors import DataError
-from glyphs.files import replace_file
+from glyphs.files import explain_write_error, replace_file
 
 Part = Literal["train", "test"]
 
@@ -101,29 +101,34 @@ def find_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path] | N
 
 
 def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]:
-    """Fetch the EMNIST archive through torchvision, and take out of it the files of this split.
+    """Fetch the EMNIST archive from where torchvision knows it to be, and take out of it the files of this split.
 
-    torchvision checks the archive's MD5 sum, so a download that broke off is fetched again, never used; the files
-    are written aside and renamed.  The archive stays, and serves the other splits.
+    A download that broke off is gone on with; the files are written aside and renamed.  The archive stays, and serves
+    the other splits.
     """
     from torchvision.datasets import EMNIST
-    from torchvision.datasets.utils import download_url
 
     raw = data_dir / "EMNIST" / "raw"
     archive = raw / "gzip.zip"
-    print(f"EMNIST {split} is not in {raw}: fetching {EMNIST.url} (562 MB)", file=sys.stderr)
+    remedy = f"put that archive at {archive} by hand, or try the built-in set with --dataset demo"
+    if not archive.exists() or digest(archive) != EMNIST.md5:
+        print(f"EMNIST {split} is not in {raw}: fetching {EMNIST.url} (562 MB)", file=sys.stderr)
+        if archive.exists():  # as other programs leave it where they are interrupted
+            with explain_write_error(archive):
+                archive.replace(f"{archive}.part")
+        try:
+            download(EMNIST.url, archive, EMNIST.md5)
+        except DataError as error:
+            raise DataError(
+                f"EMNIST could not be downloaded from {EMNIST.url} ({error}); run it again, {remedy}"
+            ) from None
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        download_url(EMNIST.url, raw, archive.name, EMNIST.md5)
         with zipfile.ZipFile(archive) as files:
             for each in ("train", "test"):
                 for name in emnist_names(split, each):
                     replace_file(raw / f"{name}.gz", files.read(f"gzip/{name}.gz"))
-    except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(
-            f"EMNIST could not be downloaded from {EMNIST.url} ({' '.join(str(error).split())}); "
-            f"put that archive at {archive} by hand, or try the built-in set with --dataset demo"
-        ) from None
+    except (OSError, RuntimeError, zipfile.BadZipFile, KeyError) as error:
+        raise DataError(f"{archive}: cannot be unpacked ({error}); fetch it again, or {remedy}") from None
     found = find_emnist(data_dir, split, part)
     assert found is not None
     return found
