@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "above 0")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 FRACTION: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+CALLABLE: Check = (
+    lambda value: all(part.isidentifier() for part in re.sub(":(?=[^.:]+$)", ".", value).split(".")) and ":" in value,
+    "MODULE:FUNCTION",
+)
 PROPER_FRACTION: Check = (lambda value: 0 < value < 1, "above 0 and below 1")
 
 T = TypeVar("T")
@@ -35,6 +40,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     check: Check | None = None,
     type: type | None = None,
+    metavar: str | None = None,
     may_change: bool = False,
 ) -> T:
     """A dataclass field that also says how the command line shows and checks it.
@@ -49,6 +55,7 @@ def setting(
         "choices": choices,
         "check": check,
         "type": kind,
+        "metavar": metavar or {int: "N", float: "X", str: "PATH"}.get(kind),
         "may_change": may_change,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -124,6 +131,13 @@ class Config:
         None,
         "start from the weights of this checkpoint; classes that it does not know get new outputs",
         type=str,
+    )
+    arch: str | None = setting(
+        None,
+        "a network of your own: f(num_classes, **settings) in your module makes it; see docs/TRAINING.md",
+        check=CALLABLE,
+        type=str,
+        metavar="MODULE:FUNCTION",
     )
     warmup_epochs: float = setting(1.0, "epochs over which the cosine schedule warms up", check=NOT_NEGATIVE)
     seed: int = setting(

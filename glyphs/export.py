@@ -27,10 +27,10 @@ from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
 from glyphs.inference.predictor import ONNX_FORMAT, Bytes, Floats, Network, load_checkpoint, load_onnx, read_class_names
 from glyphs.inference.seal import seal
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.model import Calibrated, as_floats
 from glyphs.pictures.glyph import Mode
 from glyphs.randomness import address
-from glyphs.text import one_line
+from glyphs.text import first_line, one_line
 from glyphs.timing import Timing, time_networks
 from glyphs.training import checkpoint
 
@@ -119,7 +119,7 @@ class Exported:
 class Probabilities(nn.Module):
     """The network with its softmax: images, float [N, 1, 28, 28] in [0, 1] -> probabilities [N, C]."""
 
-    def __init__(self, model: EnhancedGlyphCNN) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         # Channels last would become a gather over computed indices in the exported graph.
         self.model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
@@ -137,6 +137,7 @@ def export_model(
     *,
     validation: Loader | None = None,
     force: bool = False,
+    arch: str | None = None,
 ) -> Exported:
     """Export a checkpoint, and verify the export before it gets its name.
 
@@ -147,6 +148,7 @@ def export_model(
     output : None for the checkpoint's name with the format's suffix.
     validation : images and labels to calibrate and judge `onnx-int8` on; see `glyphs.data.loaders.get_data_loaders`.
     force : keep a quantised model that lost more accuracy, or agrees less, than is allowed.
+    arch : the module:callable that may be run to make the network, where it is not this project's own.
 
     Raises
     ------
@@ -160,16 +162,16 @@ def export_model(
     content = checkpoint.load_checkpoint(source)
     if format == "onnx-int8" and validation is None:
         raise ConfigError("onnx-int8 is calibrated on validation images: give the data by --data-dir or --dataset")
-    model, config = checkpoint.build_model(content, source)
+    model, config = checkpoint.build_model(content, source, arch)
     if format == "onnx-int8":
         assert validation is not None
-        return export_int8(source, output, model, config, content, validation, force)
+        return export_int8(source, output, model, config, content, validation, force, arch)
     metadata = describe(content["class_names"], config, content["metrics"])
     written = seal(to_onnx(model, metadata).SerializeToString()) if format == "onnx" else to_pt2(model, metadata)
     with replacing(output) as file:
         file.write(written)
         file.flush()
-        difference, agreement = verify(Path(file.name), format, source, output, patterns(sum(VERIFIED_BATCHES)))
+        difference, agreement = verify(Path(file.name), format, source, output, patterns(sum(VERIFIED_BATCHES)), arch)
         if not difference <= TOLERANCE:  # NaN too
             raise GlyphError(
                 f"{output}: not written, since its probabilities differ from the model's by up to {difference:.2g} "
@@ -227,7 +229,7 @@ def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, A
     }
 
 
-def to_onnx(model: EnhancedGlyphCNN, metadata: Mapping[str, str]) -> "onnx.ModelProto":
+def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
     """The model as ONNX, by the exporter that torch recommends (torch.export, then ONNX), checked by onnx.checker.
 
     Raises
@@ -251,6 +253,10 @@ def to_onnx(model: EnhancedGlyphCNN, metadata: Mapping[str, str]) -> "onnx.Model
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
+        if isinstance(model, Calibrated):
+            raise GlyphError(
+                f"this network cannot be exported to ONNX ({first_line(error)}); see torch.onnx for what can"
+            ) from error
         # The model is one that exports, so it is a torch and an onnxscript that do not fit together.
         raise GlyphError(
             f"torch {torch.__version__} and onnxscript {importlib.metadata.version('onnxscript')} cannot export "
@@ -281,7 +287,7 @@ def finish(proto: "onnx.ModelProto", metadata: Mapping[str, str]) -> "onnx.Model
     return proto
 
 
-def to_pt2(model: EnhancedGlyphCNN, metadata: Mapping[str, str]) -> bytes:
+def to_pt2(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
     """The model as a program of torch.export, with the metadata as JSON in the extra file METADATA_FILE."""
     program = torch.export.export(
         Probabilities(model),
@@ -300,14 +306,16 @@ def load_pt2(path: Path) -> tuple[Network, list[str], Mode]:
 
     def network(images: Bytes) -> Floats:
         with torch.inference_mode():
-            probabilities: Floats = module(torch.from_numpy(images).float() / 255).numpy()
+            probabilities: Floats = module(as_floats(torch.from_numpy(images))).numpy()
         return probabilities
 
     metadata = json.loads(extra[METADATA_FILE])
     return network, read_class_names(metadata, path), metadata["preprocess"]
 
 
-def verify(aside: Path, format: str, source: Path, output: Path, images: Bytes) -> tuple[float, float]:
+def verify(
+    aside: Path, format: str, source: Path, output: Path, images: Bytes, arch: str | None
+) -> tuple[float, float]:
     """Run an export and its checkpoint side by side, both read from their files, at each of VERIFIED_BATCHES.
 
     Parameters
@@ -323,7 +331,7 @@ def verify(aside: Path, format: str, source: Path, output: Path, images: Bytes) 
     ------
     GlyphError : it cannot be run, or its class names are not the checkpoint's.
     """
-    reference, names, mode, _ = load_checkpoint(source, "cpu")
+    reference, names, mode, _ = load_checkpoint(source, "cpu", arch=arch)
     try:
         network, *said = load_pt2(aside) if format == "pt2" else load_onnx(aside, "cpu")[:3]
         if said != [names, mode]:
@@ -347,11 +355,12 @@ def patterns(count: int) -> Bytes:
 def export_int8(
     source: Path,
     output: Path,
-    model: EnhancedGlyphCNN,
+    model: nn.Module,
     config: Config,
     content: Mapping[str, Any],
     validation: Loader,
     force: bool,
+    arch: str | None,
 ) -> Exported:
     """Quantise the ONNX export, judge it on validation images, and write it where it is good enough."""
     names = content["class_names"]
@@ -389,7 +398,7 @@ def export_int8(
         file.write(written)
         file.flush()
         shown = images[np.arange(sum(VERIFIED_BATCHES)) % len(images)]
-        difference, same = verify(Path(file.name), "onnx-int8", source, output, shown)
+        difference, same = verify(Path(file.name), "onnx-int8", source, output, shown, arch)
     return Exported(output, "onnx-int8", len(written), difference, same, measured)
 
 

@@ -135,6 +135,20 @@ class EnhancedGlyphCNN(nn.Module):
         return logits / self.temperature
 
 
+class Calibrated(nn.Module):
+    """A network of any architecture, with the temperature that calibration finds; input and output are as its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits / self.temperature
+
+
 @contextlib.contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Afterwards each part of the model is in the mode that it was in, training or not: some may be frozen."""
@@ -157,10 +171,9 @@ class ViewAverage(nn.Module):
     model : the network; input and output are as its own.
     """
 
-    def __init__(self, model: EnhancedGlyphCNN) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.num_classes = model.num_classes
         cos, sin = math.cos(math.radians(6)), math.sin(math.radians(6))
         # From the coordinates of a view to those of the image.
         maps = torch.tensor(
@@ -178,8 +191,9 @@ class ViewAverage(nn.Module):
         self.register_buffer("maps", F.pad(maps, (0, 1)))
 
     @property
-    def temperature(self) -> Tensor:
-        return self.model.temperature
+    def temperature(self) -> float:
+        """What the network divides its logits by: 1 where it knows no temperature."""
+        return float(getattr(self.model, "temperature", 1.0))
 
     def forward(self, images: Tensor) -> Tensor:
         images = as_floats(images, self.maps.dtype)

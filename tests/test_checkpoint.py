@@ -63,6 +63,7 @@ def test_round_trip(saved: Path, model: EnhancedGlyphCNN) -> None:
     assert config == CONFIG
     assert names == NAMES
     assert not loaded.training
+    assert isinstance(loaded, EnhancedGlyphCNN)
     assert loaded.dropout.p == 0.25
     images = torch.rand(4, 1, 28, 28)
     assert torch.equal(loaded(images), model(images))

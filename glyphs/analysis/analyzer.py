@@ -3,6 +3,7 @@
 A model is a checkpoint (.pth) or an .onnx export of this project.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -29,6 +30,7 @@ from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
 from glyphs.inference.predictor import Network, load_checkpoint, load_onnx, read_class_names
 from glyphs.inference.seal import check_seal
+from glyphs.model import Calibrated
 from glyphs.text import first_line, one_line, table
 from glyphs.timing import UNSTEADY_WORDS, time_networks, unsteady
 from glyphs.training import checkpoint
@@ -83,6 +85,7 @@ class ModelAnalyzer:
     model : a checkpoint (.pth) or an .onnx export of this project.
     device : where to time it: `auto` is the CPU and, where there is one, CUDA.
     batch_size : images of a full batch.
+    arch : the module:callable that may be run to make a checkpoint's network, where it is not this project's own.
 
     Raises
     ------
@@ -90,14 +93,22 @@ class ModelAnalyzer:
     ConfigError : there is no such device.
     """
 
-    def __init__(self, model: str | Path, device: str = "auto", batch_size: int = Config.batch_size) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        device: str = "auto",
+        batch_size: int = Config.batch_size,
+        *,
+        arch: str | None = None,
+    ) -> None:
         self.path = Path(model)
+        self.arch = arch
         self.batch_size = batch_size
         self.is_onnx = self.path.suffix.lower() == ".onnx"
         # The CPU first: it is there always.
         self.devices = [device] if device != "auto" else ["cpu", *(["cuda"] if self._cuda_works() else [])]
-        self.description = describe_onnx(self.path) if self.is_onnx else describe_checkpoint(self.path)
-        load = load_onnx if self.is_onnx else load_checkpoint
+        self.description = describe_onnx(self.path) if self.is_onnx else describe_checkpoint(self.path, arch)
+        load = load_onnx if self.is_onnx else functools.partial(load_checkpoint, arch=arch)
         self.networks: dict[str, Network] = {each: load(self.path, each)[0] for each in self.devices}
         self.class_names = self.description.class_names
 
@@ -175,7 +186,7 @@ class ModelAnalyzer:
     ) -> Exported:
         """Export the checkpoint, verified; see `glyphs.export.export_model`."""
         target = None if output is None else Path(output)
-        return export_model(self.path, format, target, validation=validation, force=force)
+        return export_model(self.path, format, target, validation=validation, force=force, arch=self.arch)
 
 
 def block_of(name: str) -> str:
@@ -210,10 +221,10 @@ def measure(analyzers: Sequence[ModelAnalyzer]) -> list[list[dict[str, Any]]]:
     return rows
 
 
-def describe_checkpoint(path: Path) -> Description:
-    """What a checkpoint holds.  Raises CheckpointError."""
+def describe_checkpoint(path: Path, arch: str | None = None) -> Description:
+    """What a checkpoint holds.  Raises as `glyphs.training.checkpoint.build_model` does."""
     content = checkpoint.load_checkpoint(path)
-    model, config = checkpoint.build_model(content, path)
+    model, config = checkpoint.build_model(content, path, arch)
     stored = dict(content["metrics"])
     if evaluation := find_evaluation(path):
         stored["test"] = evaluation
@@ -224,7 +235,7 @@ def describe_checkpoint(path: Path) -> Description:
         parameters=sum(weights.numel() for weights in model.parameters()),
         trainable=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         memory_bytes=sum(t.numel() * t.element_size() for t in itertools.chain(model.parameters(), model.buffers())),
-        layers=measure_layers(model),
+        layers=measure_layers(model.network if isinstance(model, Calibrated) else model),
     )
 
 
@@ -260,7 +271,7 @@ def measure_layers(model: nn.Module) -> list[Layer]:
         seconds[module].append(time.perf_counter() - started[module])
         shapes[module] = tuple(output.shape)
 
-    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image = torch.zeros(1, 1, 28, 28)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(image)
     counts = {name.partition(".")[2]: sum(count.values()) for name, count in counter.get_flop_counts().items()}

@@ -26,17 +26,24 @@ class ModelComparator:
     Parameters
     ----------
     models : two or more, each as ModelAnalyzer takes them.
-    device, batch_size : as there.
+    device, batch_size, arch : as there.
 
     Raises
     ------
     CheckpointError, ConfigError : as ModelAnalyzer does; ConfigError where there are fewer than two models.
     """
 
-    def __init__(self, models: Sequence[str | Path], device: str = "auto", batch_size: int = Config.batch_size) -> None:
+    def __init__(
+        self,
+        models: Sequence[str | Path],
+        device: str = "auto",
+        batch_size: int = Config.batch_size,
+        *,
+        arch: str | None = None,
+    ) -> None:
         if len(models) < 2:
             raise ConfigError("a comparison needs two models or more")
-        self.analyzers = [ModelAnalyzer(model, device, batch_size) for model in models]
+        self.analyzers = [ModelAnalyzer(model, device, batch_size, arch=arch) for model in models]
         letters = string.ascii_uppercase
         self.ids = [letters[i] if i < len(letters) else f"M{i + 1}" for i in range(len(models))]
 

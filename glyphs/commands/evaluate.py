@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from glyphs.config import Config
 from glyphs.data.loaders import TensorLoader
@@ -11,7 +12,7 @@ from glyphs.distributed import rank
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.reports import write_reports
-from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.model import ViewAverage
 from glyphs.process import say
 from glyphs.training.trainer import BEST_MODEL
 
@@ -43,7 +44,7 @@ def evaluation_config(path: Path, trained_with: Config, given: dict[str, Any]) -
 
 
 def evaluate(
-    model: EnhancedGlyphCNN,
+    model: nn.Module,
     known: list[str],
     path: Path,
     loader: TensorLoader,

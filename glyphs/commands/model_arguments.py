@@ -33,7 +33,10 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     results.add_argument("--force", action="store_true", help=force)
 
     data = "images, for --compare and for onnx-int8 (the data set and the split: default, those of the first model)"
-    add_settings(parser, {data: ("data_dir", "dataset", "emnist_split"), "machine": ("device", "batch_size")})
+    add_settings(
+        parser,
+        {data: ("data_dir", "dataset", "emnist_split"), "network": ("arch",), "machine": ("device", "batch_size")},
+    )
     return parser
 
 

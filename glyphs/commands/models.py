@@ -35,7 +35,7 @@ def analyze_compare_or_export(arguments: argparse.Namespace, given: dict[str, An
 
 
 def analyze(arguments: argparse.Namespace, config: Config) -> None:
-    analyzer = ModelAnalyzer(arguments.analyze, config.device, config.batch_size)
+    analyzer = ModelAnalyzer(arguments.analyze, config.device, config.batch_size, arch=config.arch)
     report = analyzer.analyze()
     print(format_analysis(report))
     if arguments.output:
@@ -46,7 +46,7 @@ def analyze(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
-    comparator = ModelComparator(arguments.compare, config.device, config.batch_size)
+    comparator = ModelComparator(arguments.compare, config.device, config.batch_size, arch=config.arch)
     loader = class_names = None
     split = ""
     if wants_data(given):
@@ -75,7 +75,8 @@ def export(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
         raise ConfigError("onnx-int8 is calibrated on validation images: give the data by --data-dir")
     check_packages(format)
     validation = validation_loader(source, given) if format == "onnx-int8" else None
-    exported = ModelAnalyzer(source, "cpu").export(format, output, validation=validation, force=arguments.force)
+    analyzer = ModelAnalyzer(source, "cpu", arch=given.get("arch"))
+    exported = analyzer.export(format, output, validation=validation, force=arguments.force)
     print(exported.to_text())
 
 

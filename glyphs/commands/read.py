@@ -81,6 +81,7 @@ def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -
         batch_size=config.batch_size,
         words=read_words(arguments.words) if arguments.words else None,
         average_views=arguments.average_views,
+        arch=config.arch,
     )
     if not arguments.model or predictor.trained_on == "demo":  # a reader of fonts must not pass for one of handwriting
         say(f"model: {predictor.description}")

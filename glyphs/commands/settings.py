@@ -33,7 +33,7 @@ def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[
                 if metadata["choices"]:
                     options["choices"] = metadata["choices"]
                 else:
-                    options["metavar"] = {int: "N", float: "X", str: "PATH"}[metadata["type"]]
+                    options["metavar"] = metadata["metavar"]
             group.add_argument(flag, help=f"{metadata['help']} (default: {default})", **options)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from glyphs.commands.runs import drop_replaced, refuse_run, set_aside
 from glyphs.commands.terminal import show_log
@@ -25,9 +26,9 @@ from glyphs.devices import (
 from glyphs.distributed import barrier, process_group, rank
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.files import claim_folder
-from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import say
 from glyphs.randomness import address, seed_everything
+from glyphs.training.architecture import make_model, require_arch
 from glyphs.training.checkpoint import load_checkpoint, load_model, start_from
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
@@ -52,7 +53,7 @@ def evaluate_only(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     from glyphs.commands.evaluate import evaluate, evaluation_config  # not where only training is asked for
 
     path = Path(arguments.evaluate)
-    model, trained_with, known = load_model(path)
+    model, trained_with, known = load_model(path, given.get("arch"))
     config = evaluation_config(path, trained_with, given)
     with claimed(Path(config.output_dir)), explain_out_of_memory(config.batch_size):
         use_deterministic_algorithms(config.deterministic)
@@ -75,7 +76,9 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
         checkpoint = None
         if arguments.resume is not None:
             checkpoint = load_checkpoint(resume_from)
-            config = Config.from_dict(checkpoint["config"]).resumed_with(given | {"output_dir": str(output_dir)})
+            config = Config.from_dict(checkpoint["config"])
+            require_arch(config.arch, given.get("arch"), resume_from)
+            config = config.resumed_with(given | {"output_dir": str(output_dir)})
         elif not arguments.overwrite:
             refuse_run(output_dir)
         use_deterministic_algorithms(config.deterministic)
@@ -86,7 +89,7 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
             if rank() == 0:
                 from glyphs.evaluation.calibration import calibrate_checkpoint  # SciPy: not before training
 
-                temperature = calibrate_checkpoint(path, data.val, device)
+                temperature = calibrate_checkpoint(path, data.val, device, config.arch)
                 say(f"calibrated on the validation images: temperature {temperature:.2f}")
                 drop_replaced(output_dir)
             barrier()  # before the others read it
@@ -95,7 +98,7 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
                 return
             from glyphs.commands.evaluate import evaluate  # not where only training is asked for
 
-            model, _, known = load_model(path)
+            model, _, known = load_model(path, config.arch)
             evaluate(
                 model, known, path, data.test, data.class_names, config, device, average_views=arguments.average_views
             )
@@ -118,11 +121,12 @@ def train(
             raise ModuleNotFoundError(name=package)
     data = get_data_loaders(config, device)
     seed_everything(address(config.seed, "weights"))
+    model: nn.Module
     if config.finetune is not None and checkpoint is None:
         model, known = start_from(Path(config.finetune), config, data.class_names)
         say(f"fine-tuning {config.finetune}, which knows {known} of the {len(data.class_names)} classes")
     else:
-        model = EnhancedGlyphCNN(len(data.class_names), config.dropout_rate, config.use_residual)
+        model = make_model(config, len(data.class_names))
     model.to(device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "
@@ -149,7 +153,7 @@ def train(
     return config, data
 
 
-def find_learning_rate(model: EnhancedGlyphCNN, data: DataLoaders, config: Config, *, ask: bool) -> Config:
+def find_learning_rate(model: nn.Module, data: DataLoaders, config: Config, *, ask: bool) -> Config:
     """Run the range test; return the settings with its suggestion, or as they were where the user rejects it."""
     from glyphs.plots import plot_lr_finder  # not where no rate is searched for
 

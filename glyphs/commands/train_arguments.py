@@ -11,7 +11,7 @@ from glyphs.process import launched, silence
 
 SETTING_GROUPS = {
     "data": ("dataset", "emnist_split", "data_dir", "preprocess", "max_train_images", "val_split"),
-    "model": ("use_residual", "dropout_rate", "finetune"),
+    "model": ("use_residual", "dropout_rate", "arch", "finetune"),
     "training": (
         "num_epochs",
         "batch_size",

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from glyphs.data.protocols import Loader
+from glyphs.data.protocols import Loader, run_model
+from glyphs.model import as_floats
 from glyphs.training.checkpoint import build_model, load_checkpoint, write_checkpoint
 
 COLDEST, HOTTEST = 0.05, 20.0  # bounds for a validation part too small or too easy to say anything
@@ -37,21 +38,22 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, class_prior: str = "data"
     return 1 / float(minimize_scalar(loss, bounds=(1 / HOTTEST, 1 / COLDEST), method="bounded").x)
 
 
-@torch.inference_mode()
-def calibrate_checkpoint(path: Path, val_loader: Loader, device: torch.device) -> float:
+def calibrate_checkpoint(path: Path, val_loader: Loader, device: torch.device, arch: str | None = None) -> float:
     """Fit a temperature to the model of a checkpoint, store it in the file, and return it.
+
+    arch : as for `glyphs.training.checkpoint.build_model`.
 
     Raises
     ------
     GlyphError : the file cannot be read or written.
     """
     content = load_checkpoint(path)
-    model, config = build_model(content, path)
+    model, config = build_model(content, path, arch)
     model.temperature.fill_(1)
     model.to(device)
     logits, labels = [], []
-    for images, truth in val_loader:
-        logits.append(model(images.to(device)).float().cpu())
+    for _, truth, output in run_model(lambda images: model(as_floats(images)), val_loader, device):
+        logits.append(output.float().cpu())
         labels.append(truth.cpu())
     temperature = fit_temperature(torch.cat(logits), torch.cat(labels), class_prior=config.class_prior)
     content["model"]["temperature"] = torch.tensor(temperature)

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from glyphs.data.protocols import Divisible, Loader, own_share
+from glyphs.data.protocols import Divisible, Loader, own_share, run_model
 from glyphs.distributed import merge_rows, total, world_size
 from glyphs.errors import CheckpointError, DataError
 from glyphs.evaluation.metrics import Evaluation
-from glyphs.model import EnhancedGlyphCNN, ViewAverage, modes_kept
+from glyphs.model import as_floats, modes_kept
 
 
 class Evaluator:
@@ -19,26 +19,22 @@ class Evaluator:
 
     Parameters
     ----------
-    model : it and its parts, such as batch norms that were frozen, are left in the modes that they were in.
+    model : any module that makes logits, [N, C], of images, float [N, 1, H, W] in [0, 1].  It and its parts, such as
+        batch norms that were frozen, are left in the modes that they were in.
     class_names : in the order of the model's outputs.
     device : where to compute; by default where the model is.  The model is moved there.
 
     Raises
     ------
-    CheckpointError : the model has another number of classes than there are names.
+    CheckpointError : the model has another number of classes than there are names, in `evaluate`.
     """
 
     def __init__(
         self,
-        model: EnhancedGlyphCNN | ViewAverage,
+        model: nn.Module,
         class_names: Sequence[str],
         device: torch.device | str | None = None,
     ) -> None:
-        if model.num_classes != len(class_names):
-            raise CheckpointError(
-                f"the model tells {model.num_classes} classes apart, but the data has {len(class_names)}; "
-                "evaluate it on the data set and split that it was trained on"
-            )
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.model = model.to(self.device)
         self.class_names = list(class_names)
@@ -62,15 +58,16 @@ class Evaluator:
         logits: list[Tensor] = []
         labels: list[Tensor] = []
         mistakes: list[Tensor] = []
-        with modes_kept(self.model), torch.inference_mode():
+        with modes_kept(self.model):
             self.model.eval()
-            for images, truth in tqdm(loader, desc="evaluating", unit="batch", disable=None):
-                logits.append(self.model(images.to(self.device)).float().cpu())
+            batches = run_model(self._classify, loader, self.device)
+            for images, truth, output in tqdm(batches, "evaluating", len(loader), unit="batch", disable=None):
+                logits.append(output.float().cpu())
                 labels.append(truth.cpu())
                 # Only the images of mistakes are kept: they are few, and the only ones shown.
                 wrong = logits[-1].argmax(dim=1) != labels[-1]
                 mistakes.append(as_bytes(images[wrong.to(images.device)]).cpu())
-        # Joined outside inference mode, so that what is returned are ordinary tensors.
+        # Joined outside of inference mode, so that what is returned are ordinary tensors.
         if isinstance(loader, Divisible) and world_size() > 1:
             return self._merge(loader.places, torch.cat(logits), torch.cat(labels), torch.cat(mistakes))
         return Evaluation(
@@ -78,8 +75,17 @@ class Evaluator:
             self._checked_logits(logits),
             self._checked_labels(labels),
             torch.cat(mistakes) if len({batch.shape[1:] for batch in mistakes}) == 1 else None,
-            self.model.temperature.item(),
+            float(getattr(self.model, "temperature", 1.0)),
         )
+
+    def _classify(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(as_floats(images))
+        if logits.shape != (len(images), len(self.class_names)):
+            raise CheckpointError(
+                f"the model answers {len(images)} images with {list(logits.shape)} numbers, but the data has "
+                f"{len(self.class_names)} classes; evaluate it on the data set and split that it was trained on"
+            )
+        return logits
 
     def _merge(self, places: Tensor, logits: Tensor, labels: Tensor, images: Tensor) -> Evaluation:
         """One evaluation, in the undivided order, from what each process has: rows for `places`, images of mistakes."""
@@ -91,7 +97,7 @@ class Evaluator:
             self._checked_logits([logits]),
             self._checked_labels([labels]),
             None,
-            self.model.temperature.item(),
+            float(getattr(self.model, "temperature", 1.0)),
         )
         at = torch.searchsorted(merged.mistakes, own_mistakes)
         return dataclasses.replace(merged, mistake_images=merge_rows(images, at, len(merged.mistakes)))

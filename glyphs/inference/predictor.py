@@ -78,6 +78,7 @@ class GlyphPredictor:
     batch_size : pictures that the network sees at once.
     words : the only words that a text can hold, for `read`; None for any.
     average_views : let the network look at every picture seven times (see `glyphs.model.ViewAverage`); not for .onnx.
+    arch : the module:callable that may be run to make a checkpoint's network, where it is not this project's own.
 
     Raises
     ------
@@ -96,10 +97,11 @@ class GlyphPredictor:
         batch_size: int = Config.batch_size,
         words: Sequence[str] | None = None,
         average_views: bool = False,
+        arch: str | None = None,
     ) -> None:
         path = default_model(average_views=average_views) if model is None else Path(model)
         if path.suffix.lower() != ".onnx":
-            loaded = load_checkpoint(path, device or "auto", average_views=average_views)
+            loaded = load_checkpoint(path, device or "auto", average_views=average_views, arch=arch)
         elif average_views:
             raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
         else:
@@ -352,7 +354,7 @@ def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
     return sorted(columns)
 
 
-def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> Loaded:
+def load_checkpoint(path: Path, device: str, *, average_views: bool = False, arch: str | None = None) -> Loaded:
     """The network of a checkpoint on the device, with what its file says of it.
 
     Raises CheckpointError and ConfigError.
@@ -360,13 +362,13 @@ def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> 
     import torch
 
     from glyphs.devices import choose_device, explain_out_of_memory, limit_threads
-    from glyphs.model import ViewAverage
+    from glyphs.model import ViewAverage, as_floats
     from glyphs.training import checkpoint
 
     limit_threads()
     where = choose_device(device)
     content = checkpoint.load_checkpoint(path)
-    model, config = checkpoint.build_model(content, path)
+    model, config = checkpoint.build_model(content, path, arch)
     classifier = (ViewAverage(model) if average_views else model).to(where)
 
     process = os.getpid()
@@ -379,7 +381,7 @@ def load_checkpoint(path: Path, device: str, *, average_views: bool = False) -> 
             limit_threads()
             process = os.getpid()
         with torch.inference_mode(), explain_out_of_memory(len(images)):
-            logits: torch.Tensor = classifier(torch.from_numpy(images).to(where))
+            logits: torch.Tensor = classifier(as_floats(torch.from_numpy(images).to(where)))
             probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
         return probabilities
 

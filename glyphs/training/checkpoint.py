@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.files import replace_file
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.model import Calibrated, EnhancedGlyphCNN
+from glyphs.training.architecture import make_model, require_arch
 
 FORMAT_VERSION = 1
 FOLDER = 0x10  # of a zip archive's attributes
@@ -108,27 +109,46 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def build_model(content: Mapping[str, Any], path: Path) -> tuple[EnhancedGlyphCNN, Config]:
+def build_model(
+    content: Mapping[str, Any], path: Path, arch: str | None = None
+) -> tuple[EnhancedGlyphCNN | Calibrated, Config]:
     """The model and the settings that a loaded checkpoint describes, the model in float32 and evaluation mode.
 
     Weights saved in half precision, or under torch.compile or DistributedDataParallel, load too.
 
+    Parameters
+    ----------
+    arch : the module:callable that may be run to make the network, where it is not this project's own.
+
     Raises
     ------
-    CheckpointError : the weights do not fit the architecture that the checkpoint declares.
+    CheckpointError : the weights do not fit the architecture that the checkpoint declares, or `arch` is not that.
+    ConfigError : `arch` makes no network.
     """
     try:
         config = Config.from_dict(content["config"])
     except (ConfigError, RecursionError) as error:  # a setting may be nested without end
         raise CheckpointError(f"{path}: is damaged ({error})") from None
-    model = EnhancedGlyphCNN(len(content["class_names"]), config.dropout_rate, config.use_residual)
+    require_arch(config.arch, arch, path)
+    classes = len(content["class_names"])
+    try:
+        state = clean_state_dict(content["model"])
+        own = config.arch is None and "stem.0.weight" in state
+    except Exception:  # what is no dict of tensors raises anything
+        own, state = True, {}
+    if own or arch is None:
+        model: EnhancedGlyphCNN | Calibrated = EnhancedGlyphCNN(classes, config.dropout_rate, config.use_residual)
+    else:  # the Trainer in a user's own program need not know the name of the user's network
+        model = Calibrated(make_model(dataclasses.replace(config, arch=arch), classes))
+        state = {name if name == "temperature" else f"network.{name}": weights for name, weights in state.items()}
     try:
         # Files from before there was calibration carry no temperature.
-        model.load_state_dict({"temperature": model.temperature} | clean_state_dict(content["model"]))
+        model.load_state_dict({"temperature": model.temperature} | state)
     except Exception:  # tensors of other kinds, sparse ones for example, raise more than a RuntimeError
-        raise CheckpointError(
-            f"{path}: its weights do not fit the architecture that it declares; it is damaged, copy it again"
-        ) from None
+        remedy = "it is damaged, copy it again"
+        if not own:
+            remedy = f"they are of another network than {arch}" if arch else f"{remedy}, or name its network by --arch"
+        raise CheckpointError(f"{path}: its weights do not fit the architecture that it declares; {remedy}") from None
     return model.eval(), config
 
 
@@ -137,10 +157,10 @@ def clean_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): weights for name, weights in state.items()}
 
 
-def load_model(path: Path) -> tuple[EnhancedGlyphCNN, Config, list[str]]:
-    """The model, its settings and its class names, from a checkpoint file.  Raises CheckpointError."""
+def load_model(path: Path, arch: str | None = None) -> tuple[EnhancedGlyphCNN | Calibrated, Config, list[str]]:
+    """The model, its settings and its class names, from a checkpoint file.  Raises as `build_model` does."""
     content = load_checkpoint(path)
-    model, config = build_model(content, path)
+    model, config = build_model(content, path, arch)
     return model, config, content["class_names"]
 
 
@@ -157,6 +177,8 @@ def start_from(path: Path, config: Config, class_names: list[str]) -> tuple[Enha
     CheckpointError : as `load_model` does.
     ConfigError : the checkpoint's architecture is not the one that the settings name.
     """
+    if config.arch is not None:
+        raise ConfigError(f"--finetune {path}: starts from this project's own networks only; leave --arch out")
     known, trained_with, known_names = load_model(path)
     if trained_with.use_residual != config.use_residual:
         flag = "--use-residual" if trained_with.use_residual else "--no-use-residual"

@@ -14,7 +14,7 @@ from torch import nn
 from glyphs.data.protocols import Loader, fetch_steps, require_batches
 from glyphs.devices import autocast_dtype, move
 from glyphs.errors import TrainingError
-from glyphs.model import modes_kept
+from glyphs.model import as_floats, modes_kept
 
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
@@ -78,7 +78,7 @@ class LRFinder:
                     group["lr"] = rate
                 self.optimizer.zero_grad()
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    loss = self.criterion(self.model(move(images, device)), move(labels, device))
+                    loss = self.criterion(self.model(as_floats(move(images, device))), move(labels, device))
                 value = loss.item()  # the only wait of a step
                 if not math.isfinite(value):
                     break
