@@ -18,6 +18,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESSING = ("glyph", "plain")
 CLASS_PRIORS = ("data", "uniform")
+GROUPS = ("data", "model", "training", "augmentation", "run")  # of settings, as --help shows them
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "above 0")
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 
 def setting(
+    group: str,
     default: T,
     help: str,
     *,
@@ -45,11 +47,12 @@ def setting(
 ) -> T:
     """A dataclass field that also says how the command line shows and checks it.
 
-    `type` is needed only where it is not that of the default (a default of None).  `may_change` marks what a
-    resumed run may set anew without contradicting the run that it goes on with.
+    `group` is one of GROUPS.  `type` is needed only where it is not that of the default (a default of None).
+    `may_change` marks what a resumed run may set anew without contradicting the run that it goes on with.
     """
     kind = type or default.__class__
     metadata = {
+        "group": group,
         "help": help,
         "flag": flag,
         "choices": choices,
@@ -63,7 +66,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of one run.  The first thirteen carry the specification's names and values.
+    """The settings of one run.  The first thirteen are the classic ones, whose names and defaults stay.
 
     Raises
     ------
@@ -71,96 +74,121 @@ class Config:
     """
 
     emnist_split: str = setting(
+        "data",
         "balanced",
         "which EMNIST split: 47 classes (balanced, bymerge), 62, 26 or 10",
         flag="split",
         choices=SPLITS,
     )
     batch_size: int = setting(
-        128, "images a step, all processes together; halve it when CUDA runs out of memory", check=POSITIVE
+        "training", 128, "images a step, all processes together; halve it when CUDA runs out of memory", check=POSITIVE
     )
-    val_split: float = setting(
+    val_split: float = setting("data",
         0.1, "part of the training images held out for validation, the same share of each class",
         check=PROPER_FRACTION,
     )  # fmt: skip
-    use_residual: bool = setting(True, "residual blocks; without: a light depthwise-separable network")
-    dropout_rate: float = setting(0.4, "dropout before the classifier", check=FRACTION)
-    num_epochs: int = setting(50, "passes over the training images", flag="epochs", check=POSITIVE, may_change=True)
-    learning_rate: float = setting(0.001, "the highest learning rate of the schedule", check=POSITIVE)
-    weight_decay: float = setting(1e-4, "AdamW's, on weights but not on biases and norms", check=NOT_NEGATIVE)
+    use_residual: bool = setting("model", True, "residual blocks; without: a light depthwise-separable network")
+    dropout_rate: float = setting("model", 0.4, "dropout before the classifier", check=FRACTION)
+    num_epochs: int = setting(
+        "training", 50, "passes over the training images", flag="epochs", check=POSITIVE, may_change=True
+    )
+    learning_rate: float = setting("training", 0.001, "the highest learning rate of the schedule", check=POSITIVE)
+    weight_decay: float = setting(
+        "training", 1e-4, "AdamW's, on weights but not on biases and norms", check=NOT_NEGATIVE
+    )
     scheduler: str = setting(
+        "training",
         "cosine",
         "cosine: warm up, then fall to zero; plateau: divide by 10 when validation stalls",
         choices=SCHEDULERS,
     )
     early_stopping_patience: int = setting(
-        10, "stop after this many epochs without a better validation loss", check=POSITIVE, may_change=True
+        "training", 10, "stop after this many epochs without a better validation loss", check=POSITIVE, may_change=True
     )
-    rotation_degree: float = setting(15.0, "augmentation: rotate by up to this many degrees", check=NOT_NEGATIVE)
-    affine_degree: float = setting(10.0, "augmentation: shear by up to this many degrees", check=NOT_NEGATIVE)
-    translate: float = setting(0.08, "augmentation: shift by up to this fraction of the side", check=FRACTION)
+    rotation_degree: float = setting(
+        "augmentation", 15.0, "augmentation: rotate by up to this many degrees", check=NOT_NEGATIVE
+    )
+    affine_degree: float = setting(
+        "augmentation", 10.0, "augmentation: shear by up to this many degrees", check=NOT_NEGATIVE
+    )
+    translate: float = setting(
+        "augmentation", 0.08, "augmentation: shift by up to this fraction of the side", check=FRACTION
+    )
 
     dataset: str = setting(
+        "data",
         "emnist",
         "emnist: handwriting; folder: your own pictures; demo: letters drawn from fonts, made on the spot",
         choices=DATASETS,
     )
     data_dir: str = setting(
+        "data",
         "./data",
         "emnist: where EMNIST/raw/ is, or will be after the download; folder: holds a folder for each class",
         may_change=True,
     )
     preprocess: str = setting(
+        "data",
         "glyph",
         "folder: glyph finds the character and brings it to EMNIST's form; plain only greys, squares and resizes",
         choices=PREPROCESSING,
     )
     max_train_images: int | None = setting(
+        "data",
         None,
         "use only this many training images (validation included), for a quick look",
         check=POSITIVE,
         type=int,
     )
-    label_smoothing: float = setting(0.1, "share of the target spread over all classes", check=FRACTION)
+    label_smoothing: float = setting("training", 0.1, "share of the target spread over all classes", check=FRACTION)
     class_prior: str = setting(
+        "training",
         "data",
         "data: frequent classes are the likelier answers; uniform: every class counts alike, in loss and validation",
         choices=CLASS_PRIORS,
     )
     finetune: str | None = setting(
+        "model",
         None,
         "start from the weights of this checkpoint; classes that it does not know get new outputs",
         type=str,
     )
     arch: str | None = setting(
+        "model",
         None,
         "a network of your own: f(num_classes, **settings) in your module makes it; see docs/TRAINING.md",
         check=CALLABLE,
         type=str,
         metavar="MODULE:FUNCTION",
     )
-    warmup_epochs: float = setting(1.0, "epochs over which the cosine schedule warms up", check=NOT_NEGATIVE)
-    seed: int = setting(
-        42, "every random choice follows from it, the validation part of the data included", check=NOT_NEGATIVE
+    warmup_epochs: float = setting(
+        "training", 1.0, "epochs over which the cosine schedule warms up", check=NOT_NEGATIVE
     )
-    deterministic: bool = setting(False, "on CUDA, the same bits every run, more slowly (CPU runs always are)")
+    seed: int = setting(
+        "run", 42, "every random choice follows from it, the validation part of the data included", check=NOT_NEGATIVE
+    )
+    deterministic: bool = setting("run", False, "on CUDA, the same bits every run, more slowly (CPU runs always are)")
     device: str = setting(
+        "run",
         "auto",
         "auto takes CUDA where there is one; mps, the GPU of Apple's machines, is untested",
         choices=DEVICES,
         may_change=True,
     )
     precision: str = setting(
+        "run",
         "auto",
         "of the arithmetic of training; auto: bfloat16 or float16 on CUDA, float32 on CPUs, where bfloat16 is faster "
         "if they have AMX units, else much slower",
         choices=PRECISIONS,
     )
-    output_dir: str = setting("outputs", "folder for checkpoints, plots and reports", may_change=True)
+    output_dir: str = setting("run", "outputs", "folder for checkpoints, plots and reports", may_change=True)
     checkpoint_every: float = setting(
-        120.0, "seconds between checkpoints within an epoch", check=POSITIVE, may_change=True
+        "run", 120.0, "seconds between checkpoints within an epoch", check=POSITIVE, may_change=True
     )
-    tensorboard: bool = setting(False, "also write TensorBoard event files to OUTPUT_DIR/tensorboard", may_change=True)
+    tensorboard: bool = setting(
+        "run", False, "also write TensorBoard event files to OUTPUT_DIR/tensorboard", may_change=True
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -24,6 +24,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from scipy.stats import binomtest
 
 from glyphs.files import replace_file
 
@@ -235,11 +236,8 @@ def plot_per_class_accuracy(accuracies: FloatArray, counts: IntArray, class_name
 
 def _wilson(percent: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a rate in percent over n images (Wilson 1927), which holds near 100 % too."""
-    z, rate = 1.96, percent / 100
-    centre = rate + z * z / (2 * n)
-    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    scale = 100 / (1 + z * z / n)
-    return scale * (centre - half), scale * (centre + half)
+    interval = binomtest(round(percent / 100 * n), n).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def plot_lr_finder(learning_rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path) -> None:

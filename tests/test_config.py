@@ -50,6 +50,7 @@ OTHERS: dict[str, tuple[Any, list[str]]] = {
     "max_train_images": (1000, ["--max-train-images", "1000"]),
     "label_smoothing": (0.0, ["--label-smoothing", "0"]),
     "class_prior": ("uniform", ["--class-prior", "uniform"]),
+    "arch": ("network:make", ["--arch", "network:make"]),
     "finetune": ("best.pth", ["--finetune", "best.pth"]),
     "warmup_epochs": (0.5, ["--warmup-epochs", "0.5"]),
     "seed": (0, ["--seed", "0"]),

@@ -97,7 +97,7 @@ def test_export(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both of the specification's commands."""
+    """Both of the commands that users know."""
     import onnx
 
     monkeypatch.setattr(export, "to_onnx", lambda *_: onnx.load(exported[1]))

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Handwriting(Dataset[tuple[Tensor, int]]):
-    """A dataset as a user would write it: PIL images and torchvision transforms, the specification's own example."""
+    """A dataset as a user would write it: PIL images and torchvision transforms."""
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
         generator = np.random.default_rng(0)

@@ -36,6 +36,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     add_settings(
         parser,
         {data: ("data_dir", "dataset", "emnist_split"), "network": ("arch",), "machine": ("device", "batch_size")},
+        {"batch_size": "images of a full batch, whose times are measured too"},
     )
     return parser
 

@@ -51,7 +51,11 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     service.add_argument("--token", default=argparse.SUPPRESS, help=token)
     collect = "keep pictures that the page's user corrects in DIR/CLASS/, to train on"
     service.add_argument("--collect", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=collect)
-    add_settings(parser, {"network": ("arch",), "machine": ("device", "batch_size")})
+    add_settings(
+        parser,
+        {"network": ("arch",), "machine": ("device", "batch_size")},
+        {"batch_size": "pictures that the network sees at once"},
+    )
     return parser
 
 

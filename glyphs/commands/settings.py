@@ -6,13 +6,22 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glyphs.config import Config
+from glyphs.config import GROUPS, Config
 
 
-def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[str]]) -> None:
+def setting_groups() -> dict[str, list[str]]:
+    """The names of all settings, by their groups."""
+    fields = dataclasses.fields(Config)
+    return {group: [field.name for field in fields if field.metadata["group"] == group] for group in GROUPS}
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[str]], helps: Mapping[str, str] | None = None
+) -> None:
     """Add a flag for each Config field: `batch_size` becomes `--batch-size`, a bool gets a `--no-` twin.
 
-    Flags that are not given leave no attribute behind, so `given_settings` can tell them from defaults.
+    `helps` has other words for settings that mean something else here.  Flags that are not given leave no attribute
+    behind, so `given_settings` can tell them from defaults.
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for title, names in groups.items():
@@ -34,7 +43,9 @@ def add_settings(parser: argparse.ArgumentParser, groups: Mapping[str, Iterable[
                     options["choices"] = metadata["choices"]
                 else:
                     options["metavar"] = metadata["metavar"]
-            group.add_argument(flag, help=f"{metadata['help']} (default: {default})", **options)
+            group.add_argument(
+                flag, help=f"{(helps or {}).get(name, metadata['help'])} (default: {default})", **options
+            )
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,27 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glyphs.commands.settings import add_settings, given_settings
+from glyphs.commands.settings import add_settings, given_settings, setting_groups
 from glyphs.config import Config, read_config
 from glyphs.process import launched, silence
-
-SETTING_GROUPS = {
-    "data": ("dataset", "emnist_split", "data_dir", "preprocess", "max_train_images", "val_split"),
-    "model": ("use_residual", "dropout_rate", "arch", "finetune"),
-    "training": (
-        "num_epochs",
-        "batch_size",
-        "learning_rate",
-        "scheduler",
-        "warmup_epochs",
-        "weight_decay",
-        "label_smoothing",
-        "class_prior",
-        "early_stopping_patience",
-    ),
-    "augmentation": ("rotation_degree", "affine_degree", "translate"),
-    "run": ("output_dir", "device", "precision", "seed", "deterministic", "checkpoint_every", "tensorboard"),
-}
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -55,7 +37,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         help="JSON file of settings, such as a config.json; flags override it",
     )
-    add_settings(parser, SETTING_GROUPS)
+    add_settings(parser, setting_groups())
     return parser
 
 
