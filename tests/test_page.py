@@ -3,7 +3,7 @@
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ class Page:
             assert time.monotonic() < deadline, self["answer"].text
             time.sleep(0.02)
 
-    def draw(self, corners: list[tuple[int, int]], scale: float = 1) -> None:
+    def draw(self, corners: Sequence[tuple[float, float]], scale: float = 1) -> None:
         """Draw a stroke through corners, in pixels from the paper's middle."""
         pen = ActionChains(self.driver, duration=30)
         (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in corners]
@@ -70,8 +70,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(kept: Path) -> Iterator[Running]:
-    model = ROOT / "pretrained" / "glyphs47.pth"
-    with running("inference.py", "--serve", "--port", 0, "--model", model, "--collect", kept) as process:
+    models = [ROOT / "pretrained" / f"glyphs{classes}.pth" for classes in (47, 62)]
+    with running("inference.py", "--serve", "--port", 0, "--model", *models, "--collect", kept) as process:
         yield process
 
 
@@ -114,14 +114,28 @@ def test_a_drawn_digit_is_read_while_it_is_drawn(page: Page) -> None:
     assert not page["undo"].is_enabled()
 
 
-def test_plain_words_where_there_is_no_answer(page: Page) -> None:
-    page.draw([(-150, -80), (-150, 80)])
-    page.draw([(0, -80), (0, 80)])
-    page.draw([(150, -80), (150, 80)])
-    page.wait(lambda: "Several characters" in page["words"].text)
-    assert page["letter"].text == ""
+def test_several_characters_are_read_as_text(page: Page) -> None:
+    for place in (-140, 0, 140):
+        page.draw([(x * 0.4 + place, y * 0.6) for x, y in SEVEN])
+    page.wait(lambda: page["letter"].text == "777")
+    assert re.fullmatch(r"[\d.]+ % sure", page["words"].text)
+    assert not page["correct"].is_displayed()  # a correction is of one character
+    assert not page["saw"].is_displayed()
     page["clear"].click()
     page.wait(lambda: "Nothing drawn" in page["words"].text)
+
+
+def test_another_model_can_be_chosen(page: Page) -> None:
+    about = page["description"]
+    assert (about.get_attribute("textContent") or "").startswith("glyphs47.pth: trained on handwriting")
+    page.driver.find_element(By.TAG_NAME, "summary").click()
+    assert "Pretrained weights" in page["card"].text
+    page.draw(SEVEN)
+    page.wait(lambda: page["letter"].text == "7")
+    page["model"].send_keys("glyphs62")
+    page.wait(lambda: about.text.startswith("glyphs62.pth: "))
+    assert len(page["label"].find_elements(By.TAG_NAME, "option")) == 62
+    page.wait(lambda: page["letter"].text == "7")
 
 
 def test_an_alphabet_narrows_the_answer(page: Page) -> None:

@@ -9,25 +9,26 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import inference
+from benchmarks.service_torture import BROKEN, bomb
+from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.service import Limits
-from tests.conftest import ROOT, refused
+from tests.conftest import ROOT, refused, run_python
 from tests.small import NAMES, draw_glyph, save_small_onnx
 
 PNG = "image/png"
@@ -95,7 +96,7 @@ def limited(model: Path, collect: Path | None = None, **limits: float) -> contex
         from glyphs.inference.predictor import GlyphPredictor
         from glyphs.inference.service import Limits, serve
         model = Path({str(model)!r})
-        sys.exit(run(lambda: serve(GlyphPredictor(model), model, {options}, limits=Limits(**{limits!r}))))
+        sys.exit(run(lambda: serve([GlyphPredictor(model)], {options}, limits=Limits(**{limits!r}))))
     """
     return running("-c", textwrap.dedent(code))
 
@@ -120,16 +121,6 @@ def png(number: int = 0) -> bytes:
     file = io.BytesIO()
     draw_glyph(number).save(file, "PNG")
     return file.getvalue()
-
-
-def bomb() -> bytes:
-    """The head of a PNG picture of 50,000 x 50,000 pixels, and a little of its data."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
@@ -169,6 +160,64 @@ def test_one_picture_is_the_body(service: Running) -> None:
         assert (status, row["file"], row["status"], len(row["top_k"])) == (200, None, "ok", 5)
 
 
+def test_text_is_read_as_inference_reads_it(model: Path, tmp_path: Path) -> None:
+    page = Image.new("L", (240, 80), 255)
+    for place in range(3):
+        page.paste(draw_glyph(place), (80 * place, 0))
+    page.save(tmp_path / "page.png")
+    Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    names = [str(tmp_path / name) for name in ("page.png", "blank.png", "no.png")]
+    output = tmp_path / "out.json"
+    inference.main(["--model", str(model), "--image", *names, "--text", "--output", str(output), "--top-k", "2"])
+    expected = json.loads(output.read_text(encoding="utf-8"))
+    assert [row["status"] for row in expected] == ["ok", "no_glyph", "failed"]
+    body, kind = form(*[(Path(name).name, Path(name).read_bytes()) for name in names])
+    with running("inference.py", "--serve", "--port", 0, "--model", model, "--text") as service:
+        assert service.ask("GET", "/model")[1]["text"] is True
+        for query in ("?top_k=2", "?top_k=2&text=true"):
+            status, rows, _ = service.predict(body, query, kind)
+            assert status == 200
+            for row, other in zip(rows, expected, strict=True):
+                assert list(row) == list(other)
+                error = row["error"] and row["error"].replace("the picture", other["file"])
+                assert row | {"file": None, "error": None} == other | {"file": None, "error": None}
+                assert error == other["error"]
+        [row] = service.predict(png(), "?text=false")[1]
+        assert "prediction" in row
+        [row] = service.predict((tmp_path / "page.png").read_bytes(), "?alphabet=01")[1]
+        assert set(row["text"]) <= {"0", "1", " "}
+
+
+def test_a_request_chooses_among_the_models(model: Path, tmp_path: Path) -> None:
+    for folder, seed in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        weights = np.random.default_rng(seed).normal(0, 0.05, (28 * 28, len(NAMES))).astype(np.float32)
+        save_small_onnx(tmp_path / folder / "model.onnx", weights=weights)
+    paths = [tmp_path / folder / "model.onnx" for folder in ("one", "two")]
+    with running("inference.py", "--serve", "--port", 0, "--model", *paths) as service:
+        facts = service.ask("GET", "/model")[1]
+        assert (facts["model"], facts["models"]) == ("one/model.onnx", ["one/model.onnx", "two/model.onnx"])
+        assert service.ask("GET", "/model?model=two/model.onnx")[1]["model"] == "two/model.onnx"
+        assert service.ask("GET", "/model?model=three")[0] == 400
+        queries = ["", "?model=one/model.onnx", "?model=two/model.onnx"]
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda query: service.predict(png(), query)[1][0], queries * 4))
+        for query, row in zip(queries * 4, found, strict=True):
+            [own] = [GlyphPredictor(path).predict(draw_glyph()) for path in (paths[1 if "two" in query else 0],)]
+            assert (row["prediction"], row["confidence"]) == (own.prediction, pytest.approx(own.confidence, abs=1e-5))
+        assert found[0]["confidence"] != found[2]["confidence"]
+
+
+def test_the_weights_in_the_box_show_their_card() -> None:
+    with running("inference.py", "--serve", "--port", 0, "--model", ROOT / "pretrained" / "glyphs62.pth") as service:
+        facts = service.ask("GET", "/model")[1]
+    assert facts["card"] == (ROOT / "pretrained" / "README.md").read_text(encoding="utf-8")
+    assert facts["settings"]["emnist_split"] == "byclass"
+    assert "handwriting" in facts["description"]
+    assert not {"data_dir", "output_dir", "finetune"} & set(facts["settings"])
+
+
 def test_what_the_network_saw_is_given_back(service: Running) -> None:
     import base64
 
@@ -202,6 +251,9 @@ def test_too_many_pixels(service: Running) -> None:
         ("?min_confidence=nan", "min_confidence"),
         ("?alphabet=%C3%A9", "the model does not know 'é'"),
         ("?alphabet=", "alphabet: is empty"),
+        ("?text=yes", "text: is neither true nor false"),
+        ("?text=true&saw=true", "saw: is for single characters"),
+        ("?model=other.onnx", "model: there is no other.onnx; choose one of model.onnx"),
     ],
 )
 def test_wrong_parameters_are_a_400(service: Running, query: str, fact: str) -> None:
@@ -248,11 +300,11 @@ def test_health_model_and_openapi(service: Running) -> None:
     _, described, _ = service.ask("GET", "/openapi.json")
     assert set(described["paths"]) == {"/predict", "/collect", "/health", "/model", "/metrics"}
     parameters = {each["name"] for each in described["paths"]["/predict"]["post"]["parameters"]}
-    assert parameters == {"top_k", "alphabet", "min_confidence", "saw"}
+    assert parameters == {"model", "text", "top_k", "alphabet", "min_confidence", "saw"}
     row = described["components"]["schemas"]["Row"]["properties"]
     assert set(service.predict(png(), "?saw=true")[1][0]) == set(row)
     answers = {int(status) for status in described["paths"]["/predict"]["post"]["responses"]}
-    assert answers == {200, 400, 401, 403, 408, 413, 415, 422, 503}
+    assert answers == {200, 400, 401, 403, 408, 413, 415, 422, 431, 503}
 
 
 def test_metrics_count_what_was_answered(service: Running) -> None:
@@ -344,8 +396,9 @@ def test_what_is_not_http_is_answered_and_forgotten(service: Running) -> None:
     for sent in (b"\x16\x03\x01" + bytes(range(256)), b"GET / HTTP/9\r\n\r\n", huge):
         try:
             answer = service.raw(sent + b"\r\n\r\n")
-            assert answer.startswith(b"HTTP/1.1 400 ")
-            assert answer.endswith(b'{"error": "this is no HTTP"}')
+            status, fact = (431, b"16 KB") if sent is huge else (400, b"this is no HTTP")
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+            assert fact + b'"}' in answer
         except ConnectionResetError:  # it closed while we still sent
             assert sent is huge
     for length in (b"-1", b"x", b"5, 6", b"99999999999999999999999"):
@@ -354,7 +407,7 @@ def test_what_is_not_http_is_answered_and_forgotten(service: Running) -> None:
     chunks = POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nno length\r\n"
     assert service.raw(chunks).startswith(b"HTTP/1.1 400 ")
     cut = POST + b"Content-Length: 1000\r\n\r\n" + png()
-    service.raw(cut[:300], half_close=True)
+    assert service.raw(cut[:300], half_close=True).startswith(b"HTTP/1.1 400 ")
     assert service.ask("GET", "/health")[0] == 200
 
 
@@ -443,7 +496,7 @@ def test_a_bug_shows_nothing_to_the_client(model: Path) -> None:
         def network(images):
             raise RuntimeError("a secret")
         predictor.network = network
-        sys.exit(run(lambda: serve(predictor, model, port=0)))
+        sys.exit(run(lambda: serve([predictor], port=0)))
     """
     with running("-c", textwrap.dedent(code)) as service:
         status, answer, _ = service.predict(png())
@@ -503,6 +556,18 @@ def test_a_stop_under_load_loses_no_request_that_was_taken(model: Path) -> None:
     assert f"answered {len(answered):,} requests" in said
 
 
+def test_torture(model: Path) -> None:
+    result = run_python(
+        "benchmarks/service_torture.py", str(model), "--requests", "200", "--clients", "24", "--images", "50",
+        "--patience", "3", timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    counts = {name: int(count) for name, count in re.findall(r"^(\S.*?) +(\d+)$", result.stdout, re.MULTILINE)}
+    assert counts["good: the same as inference.py"] == counts["good: status"] == 180
+    assert set(BROKEN) <= set(counts)
+    assert counts["not as it must be"] == 0
+
+
 def test_other_machines_need_a_token(model: Path) -> None:
     with running("inference.py", "--serve", "--port", 0, "--model", model, "--host", "0.0.0.0") as service:
         found = re.search(r"#token=(\S{20,})", service.said)
@@ -524,12 +589,39 @@ def test_the_service_does_not_load_torch(model: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_the_container_has_all_that_reading_needs(model: Path, tmp_path: Path) -> None:
+    """What the Dockerfile copies, without the packages that it does not install, reads and serves."""
+    docker, marker = (ROOT / "Dockerfile").read_text(encoding="utf-8"), "# To read with an .onnx model"
+    assert f"sed '1,/^{marker}/d' requirements.txt" in docker
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    before, found, after = requirements.partition(marker)
+    assert found
+    assert "onnxruntime" in after
+    missing = re.findall(r"^[\w-]+", before, re.MULTILINE)
+    assert {"torch", "matplotlib"} <= set(missing)
+    copied = re.findall(r"^COPY (\S+)", docker, re.MULTILINE)
+    assert copied == ["requirements.txt", "inference.py", "glyphs", "pretrained"]
+    for name in copied[1:3]:
+        (tmp_path / name).symlink_to(ROOT / name)
+    code = f"""
+        import sys
+        sys.modules.update(dict.fromkeys({[name.replace("scikit-learn", "sklearn") for name in missing]}))
+        sys.path.insert(0, {str(tmp_path)!r})
+        import inference
+        sys.exit(inference.command())
+    """
+    with running("-c", textwrap.dedent(code), "--serve", "--port", 0, "--model", model) as service:
+        assert service.predict(png())[0] == 200
+        assert service.predict(png(), "?text=true")[0] == 200
+        assert service.ask("GET", "/model")[0] == 200
+
+
 def test_wrong_flags_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     serve = ["--serve", "--model", str(model)]
     for arguments, fact in (
         (["--image", "a.png", "--port", "1"], "--port is for --serve"),
         ([*serve, "--output", "x.json"], "leave out --output"),
-        ([*serve, "--text"], "leave out --text"),
+        (["--image", "a.png", "--model", "a.onnx", "b.onnx"], "several files with --serve only"),
         ([*serve, "--port", "70000"], "--port"),
         ([*serve, "--image", "a.png"], "not allowed with"),
     ):
@@ -561,7 +653,7 @@ def test_the_examples_of_the_document_run(
     exec(compile(python, DOCUMENT.name, "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.startswith("ok ")
     commands = re.findall(r"^curl .*", text, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     if not shutil.which("curl"):
         pytest.skip("no curl to run the examples with")
     answers = [
@@ -570,7 +662,8 @@ def test_the_examples_of_the_document_run(
     ]
     assert [row["file"] for row in answers[1]] == ["a.png", "b.png"]
     assert len(answers[0][0]["top_k"]) == 3
-    assert answers[2] == {"status": "ok"}
+    assert "text" in answers[2][0]
+    assert answers[3] == {"status": "ok"}
 
 
 def test_the_document_states_the_limits() -> None:

@@ -48,13 +48,14 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe()
 
-    model = arguments.model or default_model(average_views=arguments.average_views)
-    predictor = make_predictor(model, arguments, config)
     if arguments.serve:
         from glyphs.inference.service import serve
 
-        serve(predictor, model, top_k=arguments.top_k, **service_settings(arguments))
+        predictors = [make_predictor(model, arguments, config) for model in models_of(arguments)]
+        serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))
         return 0
+    [model] = models_of(arguments)
+    predictor = make_predictor(model, arguments, config)
     images: list[tuple[str, Picture]] = [
         (name, io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name) for name in arguments.image or ()
     ]
@@ -69,6 +70,11 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         draw(images[0][1], arguments.visualize, arguments.top_k)
         show(arguments.visualize)
     return SOME_FAILED if results.counts["failed"] else 0
+
+
+def models_of(arguments: argparse.Namespace) -> list[Path]:
+    """The models that are named, else the weights in the box; several only where they are served."""
+    return list(dict.fromkeys(arguments.model or [default_model(average_views=arguments.average_views)]))
 
 
 def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -> GlyphPredictor:
@@ -97,7 +103,7 @@ def read_together(
     arguments: argparse.Namespace, config: Config, number: int, count: int, meet: Callable[[], None]
 ) -> int:
     """Read a folder as process `number` of `count`; process 0 joins what all have written, and talks."""
-    model = arguments.model or default_model(average_views=arguments.average_views)
+    [model] = models_of(arguments)
     predictor = make_predictor(model, arguments, config)
     # What the rows follow from: parts of another run must not be taken for this one's.
     about = {

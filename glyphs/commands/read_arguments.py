@@ -19,8 +19,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     what.add_argument("--serve", action="store_true", help="those that come over HTTP, from the page of --serve too")
 
     how = parser.add_argument_group("how to recognise them")
-    model = "a checkpoint, such as outputs/best_model.pth, or an .onnx file (default: the weights in the box, glyphs47)"
-    how.add_argument("--model", type=Path, metavar="FILE", help=model)
+    model = "a checkpoint or an .onnx file; several with --serve (default: the weights in the box, glyphs47)"
+    how.add_argument("--model", type=Path, nargs="+", metavar="FILE", help=model)
     modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")
@@ -91,13 +91,13 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse combinations of arguments that would lose pictures or mix them up, or that mean nothing."""
     if arguments.serve:
-        for name in ("output", "visualize", "save_preprocessed", "text", "words"):
+        for name in ("output", "visualize", "save_preprocessed"):
             if getattr(arguments, name):
-                parser.error(
-                    f"--serve answers over HTTP, one character a picture: leave out --{name.replace('_', '-')}"
-                )
+                parser.error(f"--serve answers over HTTP: leave out --{name.replace('_', '-')}")
     if not arguments.serve and (given := service_settings(arguments)):
         parser.error(f"--{next(iter(given))} is for --serve")
+    if not arguments.serve and len(arguments.model or ()) > 1:
+        parser.error("--model takes several files with --serve only")
     if arguments.visualize:
         if arguments.batch or len(arguments.image) > 1:
             parser.error("--visualize draws one picture: give one --image")

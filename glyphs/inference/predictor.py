@@ -107,6 +107,8 @@ class GlyphPredictor:
         else:
             loaded = load_onnx(path, device or "auto")
         self.network, names, trained_with, facts = loaded
+        self.path = path
+        self.facts = {"classes": names, **facts}  # what the file tells of the model, for people
         self.trained_on = facts["settings"].get("dataset")  # None where the file does not say
         self.description = f"{path}: {len(names)} classes; {describe_training(facts)}"
         self.alphabet = None if alphabet is None else frozenset(alphabet)

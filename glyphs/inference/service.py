@@ -2,6 +2,7 @@
 
     event loop: checks and reads requests -> threads: prepare pictures -> one thread: runs the network on what waits
 
+Text is read on other threads, which wait for that one.
 Pictures of requests that arrive while the network computes are its next batch: no request waits for others to come.
 Everything is bounded (`Limits`), and nothing that a request says becomes the path of a file.
 """
@@ -10,6 +11,7 @@ import base64
 import concurrent.futures
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import json
@@ -22,11 +24,11 @@ import threading
 import time
 import traceback
 from asyncio import Future, TimerHandle, gather, get_running_loop
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
@@ -49,9 +51,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, PictureError
-from glyphs.files import replace_file
-from glyphs.inference.predictor import CHUNK, GlyphPredictor, Prepared, choose_columns
-from glyphs.inference.rows import Prediction, json_row
+from glyphs.files import pretrained_folder, replace_file
+from glyphs.inference.predictor import (
+    CHUNK,
+    Bytes,
+    Floats,
+    GlyphPredictor,
+    Network,
+    Prepared,
+    choose_columns,
+    describe_training,
+    relative_names,
+)
+from glyphs.inference.rows import Prediction, Reading, json_row
 from glyphs.pictures.decode import MAX_PIXELS, open_picture
 from glyphs.process import SIGNALS
 from glyphs.text import one_line
@@ -76,7 +88,10 @@ SAFETY = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+TOLD_SETTINGS = ("dataset", "emnist_split", "class_prior", "preprocess", "num_epochs", "use_residual", "seed")
 AT_ONCE = 64  # images that the network sees at once: each costs little more than of 128, of 32 a third more
+HEAD_BYTES = 16 << 10  # of a request; h11 refuses more, too, but where they come all at once
+HEAD_TOO_LONG = "the head of the request has more than 16 KB"
 DRAIN_SECONDS = 1.0  # for which a refused upload is still read, so that its sender comes to read the answer
 RETRY_SECONDS = "1"
 
@@ -121,34 +136,33 @@ class Job:
 
 
 Answer = tuple[Prediction, NDArray[np.uint8] | None]
+Outcome = Floats | Exception  # of a network: probabilities [N, C], or what went wrong
+
+
+class Work(NamedTuple):
+    """Images, uint8 [N, 1, 28, 28], for a network; `done` takes its outcome, and returns what is to be settled."""
+
+    network: Network
+    images: Bytes
+    done: "Callable[[Outcome], Settled | None]"
 
 
 class Engine:
-    """Prepares pictures on threads, and runs the network in one thread on all that are ready."""
+    """Prepares pictures on threads, and runs the networks in one thread on all that is ready."""
 
-    def __init__(self, predictor: GlyphPredictor, batches: prometheus_client.Histogram) -> None:
-        self.predictor = predictor
+    def __init__(self, batches: prometheus_client.Histogram) -> None:
         self.batches = batches
-        self.ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.pool = concurrent.futures.ThreadPoolExecutor(usable_cpus(), "prepare")
+        self.readers = concurrent.futures.ThreadPoolExecutor(usable_cpus(), "text")  # a page takes its time
         self.thread = threading.Thread(target=self.compute, name="network", daemon=True)
         self.thread.start()
 
     def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        for pool in (self.pool, self.readers):
+            pool.shutdown(cancel_futures=True)
         self.ready.put(None)
         self.thread.join()
-
-    def view(self, alphabet: str | None, min_confidence: float | None) -> GlyphPredictor:
-        """The predictor with a request's own options.  Raises ConfigError."""
-        view = copy.copy(self.predictor)
-        if alphabet is not None:
-            chosen = choose_columns(view.class_names, alphabet)
-            view.columns = [view.columns[column] for column in chosen]
-            view.class_names = [view.class_names[column] for column in chosen]
-        if min_confidence is not None:
-            view.min_confidence = min_confidence
-        return view
 
     async def predict(
         self, predictor: GlyphPredictor, top_k: int, pictures: Sequence[tuple[str | None, bytes]]
@@ -161,50 +175,88 @@ class Engine:
             self.pool.submit(self.prepare, job)
         return [answer for answers in await gather(*(job.future for job in jobs)) for answer in answers]
 
+    async def read(
+        self, predictor: GlyphPredictor, top_k: int, pictures: Sequence[tuple[str | None, bytes]]
+    ) -> list[Reading]:
+        """The text of each picture, in their order."""
+        reader = copy.copy(predictor)
+        reader.network = functools.partial(self.run, predictor.network)
+
+        def read(name: str | None, content: bytes) -> Reading:
+            return reader.read_page(*reader.find_page(name, io.BytesIO(content)), top_k)
+
+        loop = get_running_loop()
+        return await gather(*(loop.run_in_executor(self.readers, read, *picture) for picture in pictures))
+
+    def run(self, network: Network, images: Bytes) -> Floats:
+        """A network's probabilities, for a thread that can wait for them."""
+        future: concurrent.futures.Future[Floats] = concurrent.futures.Future()
+
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self.ready.put(Work(network, images, done))
+        return future.result()
+
     def prepare(self, job: Job) -> None:
+        done = functools.partial(self.answer, job)
         try:
             job.prepared = [job.predictor.prepare(name, io.BytesIO(content)) for name, content in job.pictures]
+            seen = [prepared.pixels for prepared in job.prepared if prepared.pixels is not None]
+            work = Work(job.predictor.network, np.stack(seen)[:, None], done) if seen else None
         except Exception as error:
-            settle([(job, error)])
+            settle([done(error)])
         else:
-            self.ready.put(job)
+            if work:
+                self.ready.put(work)
+            else:
+                settle([done(NO_PROBABILITIES)])
 
     def compute(self) -> None:
-        while (job := self.ready.get()) is not None:
-            jobs: list[Job | None] = [job]
-            count = len(job.prepared)
+        while (work := self.ready.get()) is not None:
+            batch: list[Work] = [work]
+            count = len(work.images)
+            last: Work | None = work
             with contextlib.suppress(queue.Empty):
-                while count < AT_ONCE and jobs[-1] is not None:
-                    jobs.append(self.ready.get_nowait())
-                    count += len(jobs[-1].prepared) if jobs[-1] else 0
-            batch = [each for each in jobs if each is not None]
-            try:
-                settle(self.answer(batch))
-            except Exception as error:
-                settle([(each, error) for each in batch])
-            if jobs[-1] is None:
+                while count < AT_ONCE and (last := self.ready.get_nowait()) is not None:
+                    batch.append(last)
+                    count += len(last.images)
+            for network in {id(each.network): each.network for each in batch}.values():
+                self.run_together(network, [each for each in batch if each.network is network])
+            if last is None:
                 return
 
-    def answer(self, jobs: Sequence[Job]) -> list[tuple[Job, list[Answer] | Exception]]:
-        """Run the network once; then every job ranks its own images' probabilities in its own alphabet."""
-        images = [prepared.pixels for job in jobs for prepared in job.prepared if prepared.pixels is not None]
-        if images:
+    def run_together(self, network: Network, works: Sequence[Work]) -> None:
+        outcomes: Sequence[Outcome]
+        try:
+            images = np.concatenate([work.images for work in works])
             self.batches.observe(len(images))
-            probabilities = self.predictor.network(np.stack(images)[:, None])
-        start = 0
-        answers: list[tuple[Job, list[Answer] | Exception]] = []
-        for job in jobs:
-            own = copy.copy(job.predictor)
-            stop = start + sum(prepared.pixels is not None for prepared in job.prepared)
-            if stop > start:
-                rows = probabilities[start:stop]
-                own.network = lambda _, rows=rows: rows  # type: ignore[misc]
-            answers.append((job, list(own.classify(job.prepared, job.top_k))))
-            start = stop
-        return answers
+            outcomes = np.split(network(images), np.cumsum([len(work.images) for work in works[:-1]]))
+        except Exception as error:
+            outcomes = [error] * len(works)
+        settled = [work.done(outcome) for work, outcome in zip(works, outcomes, strict=True)]
+        settle([each for each in settled if each])
+
+    def answer(self, job: Job, outcome: Outcome) -> "Settled":
+        """Rank the probabilities of a job's images in its own alphabet."""
+        if isinstance(outcome, Exception):
+            return job, outcome
+        own = copy.copy(job.predictor)
+        own.network = lambda _: outcome
+        try:
+            return job, list(own.classify(job.prepared, job.top_k))
+        except Exception as error:
+            return job, error
 
 
-def settle(results: Sequence[tuple[Job, list[Answer] | Exception]]) -> None:
+Settled = tuple[Job, list[Answer] | Exception]
+NO_PROBABILITIES: Floats = np.empty((0, 0))
+
+
+def settle(results: Sequence[Settled]) -> None:
     """Hand results to their requests, from another thread, with one call a loop."""
 
     def deliver() -> None:
@@ -216,7 +268,21 @@ def settle(results: Sequence[tuple[Job, list[Answer] | Exception]]) -> None:
             else:
                 job.future.set_result(result)
 
-    results[0][0].future.get_loop().call_soon_threadsafe(deliver)
+    if results:
+        results[0][0].future.get_loop().call_soon_threadsafe(deliver)
+
+
+def view(predictor: GlyphPredictor, alphabet: str | None, min_confidence: float | None) -> GlyphPredictor:
+    """A predictor with a request's own options.  Raises ConfigError."""
+    own = copy.copy(predictor)
+    if alphabet is not None:
+        chosen = choose_columns(own.class_names, alphabet)
+        own.alphabet = frozenset(alphabet)
+        own.columns = [own.columns[column] for column in chosen]
+        own.class_names = [own.class_names[column] for column in chosen]
+    if min_confidence is not None:
+        own.min_confidence = min_confidence
+    return own
 
 
 class InMemoryParser(MultiPartParser):
@@ -260,7 +326,8 @@ class Service:
 
     Parameters
     ----------
-    model : facts about the model for `GET /model`.
+    models : by the names that requests choose them by; the first answers where none is chosen.
+    text : whether a request that does not say reads text, not one character.
     top_k : likeliest classes of a request that does not say how many.
     hosts : what a Host header may name; None lets any pass, where a token guards the service.
     token : what every request but those for the page and `/health` must bring; None asks for none.
@@ -269,9 +336,9 @@ class Service:
 
     def __init__(
         self,
-        predictor: GlyphPredictor,
-        model: Mapping[str, Any],
+        models: Mapping[str, GlyphPredictor],
         *,
+        text: bool = False,
         top_k: int = 5,
         hosts: Sequence[str] | None = LOOPBACK,
         token: str | None = None,
@@ -279,18 +346,12 @@ class Service:
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.model = {
-            **model,
-            "alphabet": predictor.class_names,
-            "preprocess": predictor.mode,
-            "min_confidence": predictor.min_confidence,
-            "collect": collection is not None,
-            "limits": asdict(self.limits) | {"pixels": MAX_PIXELS},
-        }
+        self.models = models
+        self.text = text
         self.top_k = top_k
         self.collection = collection
         self.metrics = Metrics()
-        self.engine = Engine(predictor, self.metrics.batches)
+        self.engine = Engine(self.metrics.batches)
         self.under_way = 0
         self.bytes_at_once = 0
         routes = [
@@ -319,26 +380,42 @@ class Service:
         """`POST /predict`: the rows of the pictures; 422 where not one of them could be read."""
         query = request.query_params
         top_k = number(query, "top_k", int, 1, 1000) or self.top_k
+        text, saw = flag(query, "text", self.text), flag(query, "saw", False)
+        if text and saw:
+            raise HTTPException(400, "saw: is for single characters, not for text")
         try:
-            view = self.engine.view(query.get("alphabet"), number(query, "min_confidence", float, 0, 1))
+            chosen = view(self.model(query), query.get("alphabet"), number(query, "min_confidence", float, 0, 1))
         except ConfigError as error:
             raise HTTPException(400, str(error)) from None
+        if text and chosen.mode == "plain":
+            raise HTTPException(400, "text: this model does not find characters in pictures")
+        answers: Sequence[tuple[Prediction | Reading, Bytes | None]]
         async with self.pictures(request) as pictures:
-            answers = await self.engine.predict(view, top_k, pictures)
+            if text:
+                answers = [(reading, None) for reading in await self.engine.read(chosen, top_k, pictures)]
+            else:
+                answers = await self.engine.predict(chosen, top_k, pictures)
         for prediction, _ in answers:
             self.metrics.pictures.labels(prediction.status).inc()
-        if query.get("saw") == "true":
+        if saw:
             rows = [json.dumps(prediction.to_dict() | {"saw": png(pixels)}).encode() for prediction, pixels in answers]
         else:
             rows = [json_row(prediction) for prediction, _ in answers]
         status = 422 if all(prediction.status == "failed" for prediction, _ in answers) else 200
         return Response(b"[\n" + b",\n".join(rows) + b"\n]\n", status, media_type="application/json")
 
+    def model(self, query: Mapping[str, str]) -> GlyphPredictor:
+        """The model that a request chooses.  Raises HTTPException."""
+        name = query.get("model", next(iter(self.models)))
+        if name not in self.models:
+            raise HTTPException(400, f"model: there is no {name}; choose one of {', '.join(self.models)}")
+        return self.models[name]
+
     async def collect(self, request: Request) -> Response:
         """`POST /collect?label=A`: keep a picture, as PNG, in the folder of its class."""
         if self.collection is None:
             raise HTTPException(404, "pictures are kept only with --collect")
-        names = self.engine.predictor.class_names
+        names = self.model(request.query_params).class_names
         label = request.query_params.get("label", "")
         name = next((name for name in (label, label.swapcase()) if name in names), None)
         if name is None or Path(name).name != name or name == "..":
@@ -399,7 +476,21 @@ class Service:
         return JSONResponse({"status": "ok"})
 
     async def describe(self, request: Request) -> Response:
-        return JSONResponse(self.model)
+        predictor = self.model(request.query_params)
+        name = next(name for name, each in self.models.items() if each is predictor)
+        return JSONResponse(
+            {
+                "model": name,
+                "models": list(self.models),
+                **card(predictor),
+                "alphabet": predictor.class_names,
+                "preprocess": predictor.mode,
+                "min_confidence": predictor.min_confidence,
+                "text": self.text,
+                "collect": self.collection is not None,
+                "limits": asdict(self.limits) | {"pixels": MAX_PIXELS},
+            }
+        )
 
     async def show_metrics(self, request: Request) -> Response:
         content = prometheus_client.generate_latest(self.metrics.registry)
@@ -415,6 +506,14 @@ def number(query: Mapping[str, str], name: str, kind: type[int] | type[float], l
         if low <= value <= high:
             return value
     raise HTTPException(400, f"{name}: is not {'a whole' if kind is int else 'a'} number from {low} to {high}")
+
+
+def flag(query: Mapping[str, str], name: str, otherwise: bool) -> bool:
+    """A yes or no among a request's parameters.  Raises HTTPException."""
+    said = query.get(name)
+    if said not in (None, "true", "1", "false", "0"):
+        raise HTTPException(400, f"{name}: is neither true nor false")
+    return otherwise if said is None else said in ("true", "1")
 
 
 async def split(body: bytes, request: Request, most: int) -> list[tuple[str | None, bytes]]:
@@ -575,6 +674,8 @@ class Guard:
         """The answer to a request that is not looked at, if it is not."""
         if scope["state"]["crowded"]:
             return error_response(503, "too many connections at once; try again")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+            return error_response(431, HEAD_TOO_LONG)
         host = headers.get("host", "")
         try:
             name = urlsplit(f"//{host}").hostname
@@ -648,8 +749,17 @@ class Protocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE and not self.transport.is_closing():
             self.refuse(408, "the head of the request did not arrive in time")
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to keep the connection, to answer who only says that nothing more comes."""
+        if self.conn.their_state is h11.SEND_BODY:
+            self.refuse(400, "the body was cut off")
+            return True
+        return False
+
     def send_400_response(self, msg: str) -> None:
-        self.refuse(400, "this is no HTTP")
+        # h11 says which status its error deserves; uvicorn, which calls this while it handles that error, does not ask.
+        status = getattr(sys.exc_info()[1], "error_status_hint", 400)
+        self.refuse(status, HEAD_TOO_LONG if status == 431 else "this is no HTTP")
 
     def refuse(self, status: int, text: str) -> None:
         """Answer where no request reached the application, or the one that did is not answered yet; then close.
@@ -697,17 +807,19 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    predictor: GlyphPredictor,
-    model: Path,
+    predictors: Sequence[GlyphPredictor],
     host: str = LOOPBACK[0],
     port: int = 8000,
     *,
+    text: bool = False,
     top_k: int = 5,
     token: str | None = None,
     collect: Path | None = None,
     limits: Limits | None = None,
 ) -> None:
     """Serve until a signal comes; prints the page's address on stderr.
+
+    The first predictor answers where a request names no model.
 
     A host that others can reach is served only with a token, which is made up where none is given.
 
@@ -727,8 +839,8 @@ def serve(
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another") from None
     service = Service(
-        predictor,
-        {"model": model.name, **stored_facts(model)},
+        dict(zip(relative_names([str(each.path) for each in predictors]).values(), predictors, strict=True)),
+        text=text,
         top_k=top_k,
         hosts=None if open_to_others else LOOPBACK,
         token=token,
@@ -768,15 +880,16 @@ def serve(
         print(f"answered {total:,.0f} requests", file=sys.stderr)
 
 
-def stored_facts(model: Path) -> dict[str, Any]:
-    """What a model's file says of itself, but for its settings, which name folders: its classes and its figures."""
-    if model.suffix.lower() == ".onnx":
-        import onnxruntime
-
-        metadata = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).get_modelmeta()
-        known = metadata.custom_metadata_map
-        return {"classes": json.loads(known["class_names"]), "metrics": json.loads(known.get("metrics", "{}"))}
-    from glyphs.training.checkpoint import load_checkpoint
-
-    content = load_checkpoint(model)
-    return {"classes": content["class_names"], "metrics": content["metrics"]}
+def card(predictor: GlyphPredictor) -> dict[str, Any]:
+    """What a model's file says of itself, without the folders among its settings; the card of weights in the box."""
+    facts = predictor.facts
+    settings = {name: value for name, value in facts["settings"].items() if name in TOLD_SETTINGS}
+    readme = predictor.path.parent / "README.md"
+    in_the_box = predictor.path.parent.resolve() == pretrained_folder().resolve() and readme.exists()
+    return {
+        "description": describe_training(facts),
+        "classes": facts["classes"],
+        "metrics": facts["metrics"],
+        "settings": settings,
+        "card": readme.read_text(encoding="utf-8") if in_the_box else None,
+    }

@@ -8,7 +8,7 @@ const WORDS = {
   ok: (row) => `${percent(row.confidence)} sure`,
   uncertain: (row) => `Not sure: ${percent(row.confidence)} is too little.`,
   no_glyph: () => "No character to be seen: it is blank, too faint, or a pattern.",
-  several_glyphs: () => "Several characters: draw or show one at a time.",
+  joined_script: () => "Joined letters are not read: write them apart.",
   failed: (row) => `This cannot be read: ${row.error}`,
 };
 
@@ -53,14 +53,14 @@ async function read() {
   again = false;
   last = performance.now();
   try {
-    const query = new URLSearchParams({ saw: "true", top_k: "5" });
-    if ($("alphabet").value) query.set("alphabet", $("alphabet").value);
     const body = await paper.blob();
-    const answer = await ask(`predict?${query}`, {
-      method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },
-    });
-    if (answer.ok || answer.status === 422) {
-      const [row] = await answer.json();
+    let answer = await predict(body, facts?.text);
+    let [row] = await rows(answer);
+    if (row?.status === "several_glyphs") {
+      answer = await predict(body, true);
+      [row] = await rows(answer);
+    }
+    if (row) {
       if (paper.empty) show(null, "Nothing drawn yet.");
       else show(row, WORDS[row.status](row));
     } else {
@@ -77,9 +77,22 @@ async function read() {
   if (again) read();
 }
 
+function predict(body, text) {
+  const query = new URLSearchParams({ top_k: "5", text: Boolean(text), saw: !text });
+  if ($("alphabet").value) query.set("alphabet", $("alphabet").value);
+  if ($("model").value) query.set("model", $("model").value);
+  return ask(`predict?${query}`, {
+    method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },
+  });
+}
+
+// No rows where the service refused.
+const rows = async (answer) => (answer.ok || answer.status === 422 ? answer.json() : []);
+
 function show(row, words) {
   if ($("words").textContent !== words) $("words").textContent = words;
-  const letter = row?.prediction ?? "";
+  const letter = row?.prediction ?? row?.text ?? "";
+  $("letter").classList.toggle("text", Boolean(row?.text));
   if ($("letter").textContent !== letter) $("letter").textContent = letter;
   $("bars").replaceChildren(...(row?.top_k ?? []).map(({ label, probability }) => {
     const item = document.createElement("li");
@@ -94,28 +107,32 @@ function show(row, words) {
   }));
   $("saw-figure").hidden = !row?.saw;
   if (row?.saw) $("saw").src = `data:image/png;base64,${row.saw}`;
-  $("correct").hidden = !collects || !row || row.status === "failed";
+  $("correct").hidden = !facts?.collect || !row?.top_k;
   if (row?.top_k?.length) $("label").value = row.top_k[0].label;
 }
 
-let collects = false;
+let facts = null; // of the model that is chosen
 
 async function describe() {
   try {
-    const answer = await ask("model");
+    const answer = await ask(`model?${new URLSearchParams($("model").value && { model: $("model").value })}`);
     if (!answer.ok) {
       show(null, `The service refused: ${await reason(answer)}`);
       return;
     }
-    const model = await answer.json();
-    collects = model.collect;
-    $("model").textContent = `${model.model}, which knows ${model.alphabet.join(" ")}`;
-    $("label").replaceChildren(...model.alphabet.map((name) => new Option(name, name)));
+    facts = await answer.json();
+    $("model").replaceChildren(...facts.models.map((name) => new Option(name, name, false, name === facts.model)));
+    $("alphabet").placeholder = `all: ${facts.alphabet.join("")}`;
+    $("description").textContent = `${facts.model}: ${facts.description}`;
+    $("card").textContent = facts.card ?? "";
+    $("label").replaceChildren(...facts.alphabet.map((name) => new Option(name, name)));
+    if (!paper.empty) read();
   } catch {
     setTimeout(describe, RETRY);
   }
 }
 
+$("model").addEventListener("change", describe);
 $("undo").addEventListener("click", () => paper.undo());
 $("clear").addEventListener("click", () => paper.clear());
 $("width").addEventListener("input", () => { paper.width = Number($("width").value); });
@@ -131,7 +148,7 @@ $("correct").addEventListener("submit", async (event) => {
   const label = $("label").value;
   const body = await paper.blob();
   try {
-    const answer = await ask(`collect?${new URLSearchParams({ label })}`, {
+    const answer = await ask(`collect?${new URLSearchParams({ label, model: $("model").value })}`, {
       method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },
     });
     $("kept").textContent = answer.ok ? `Kept as ${label}.` : `Not kept: ${await reason(answer)}`;
