@@ -127,3 +127,23 @@ def test_service_sets_requests_beside_a_folder_of_files(tmp_path: Path) -> None:
         cost = 100 * figures["--batch: CPU ms a picture"][0] / figures[f"{name}: CPU ms a picture"][0]
         assert figures[f"{name}: rate by CPU time, % of --batch"][0] == pytest.approx(cost, rel=0.02, abs=0.5)
     assert 0 < figures["at half of the load: p50, ms"][0] <= figures["at half of the load: p99, ms"][0]
+
+
+def test_joining_counts_its_rows() -> None:
+    figures = table("benchmarks/joining.py", "--rows", "500")
+    assert 200 < figures["output, bytes a row"][0] < 400
+    assert 50 < figures["held of a finished row, bytes"][0] < 1000
+    assert figures["joined, µs of a core a row"][0] > 0
+
+
+def test_compiling_compares_both_networks() -> None:
+    result = run_python(
+        "benchmarks/compiling.py", "--batch-sizes", "4", "--steps", "1", "--device", "cpu", "--backend", "eager",
+        timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if "%" in line]
+    assert [row[:2] for row in rows] == [["light", "4"], ["residual", "4"]]
+    for _, _, plain, compiled, gain, *_ in rows:
+        rates = [int(each.split()[0].replace(",", "")) for each in (plain, compiled)]
+        assert float(gain.rstrip("%")) == pytest.approx(100 * (rates[1] / rates[0] - 1), abs=0.5 + 300 / rates[0])
