@@ -1,19 +1,31 @@
-"""Damage to every kind of file that the programs read: whatever the bytes are, there is an answer or one line of error.
+"""Damage and sudden death: what the programs promise of files that are damaged, and of work that is killed.
 
-    python benchmarks/torture.py --mutations 1000
+    python benchmarks/torture.py --mutations 1000 --kills 100
 
-Writes a valid file of each kind, changes it at random and reads it, so many times, and prints how many were read in
-spite of the change, how many were refused, and how many ended in anything but a GlyphError or brought a warning to the
-terminal: that many faults were found.  What is tried follows from --seed.
+Writes a valid file of each kind that the programs read, changes it at random and reads it, so many times, and prints
+how many were read in spite of the change, how many were refused, and how many ended in anything but a GlyphError or
+brought a warning to the terminal: that many faults were found.
+
+Then kills (SIGKILL) training, export, the preparation of pictures and batch prediction at random moments, so many times
+each, and starts the same command again (training: with --resume where there is something to resume).  Whatever had its
+name by then must be whole, and what lies there in the end the same, to the bit, as after a run that nobody disturbed.
+
+What is tried follows from --seed, but for the moment at which a kill meets the program.  The exit status is 1 where
+there was a fault.
 """
 
 import argparse
+import contextlib
 import gzip
 import io
 import json
+import os
 import random
+import shutil
+import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +52,10 @@ from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.page import find_lines
 from glyphs.randomness import address
-from glyphs.training.checkpoint import load_model, save_checkpoint
+from glyphs.training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PICTURES = {
     "png": "PNG",
@@ -178,7 +193,7 @@ def attack(name: str, kind: Kind, count: int, seed: int) -> tuple[Counter[str], 
         mutated = mutate(kind.content, random.Random(address(seed, name, number)))
         kind.path.write_bytes(mutated)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # the notes of a mended cache
                 warnings.simplefilter("error")
                 kind.read(kind.path)
             counts["read"] += 1
@@ -192,23 +207,119 @@ def attack(name: str, kind: Kind, count: int, seed: int) -> tuple[Counter[str], 
     return counts, faults
 
 
+class Job(NamedTuple):
+    """Work to be killed.
+
+    command : run in an empty folder.  results : the files, below that folder, that must come out the same.
+    """
+
+    command: list[str]
+    results: tuple[str, ...]
+
+
+PREPARE = "import sys; from pathlib import Path; from glyphs.data.folder import load_folders; "
+PREPARE += "load_folders(Path(sys.argv[1]), Path('cache'), 'glyph', 0)"
+
+
+def write_jobs(folder: Path, checkpoint: Path) -> dict[str, Job]:
+    """The jobs, and the pictures that they work on, which are written into the folder."""
+    for name in ("A", "B"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(150):
+            draw().rotate(number / 5).resize((700, 700)).save(folder / "pictures" / name / f"{number}.png")
+    pictures, model = str(folder / "pictures"), str(checkpoint)
+    training = ["--dataset", "demo", "--no-use-residual", "--max-train-images", "1200", "--epochs", "3", "--skip-eval"]
+    training += ["--device", "cpu", "--checkpoint-every", "0.2"]
+    batch = ["--model", model, "--device", "cpu", "--batch", pictures, "--output", "rows.jsonl"]
+    return {
+        "training": Job([str(ROOT / "enhanced_glyph_recognition.py"), *training], (f"outputs/{BEST_MODEL}",)),
+        "export": Job([str(ROOT / "model_utils.py"), "--export", model, "--output", "model.onnx"], ("model.onnx",)),
+        "preparing pictures": Job(["-c", PREPARE, pictures], (f"cache/{INDEX}", f"cache/{PIXELS}")),
+        "batch prediction": Job([str(ROOT / "inference.py"), *batch], ("rows.jsonl",)),
+    }
+
+
+def start(job: Job, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, *job.command]
+    latest = folder / "outputs" / LATEST_CHECKPOINT
+    if latest.exists():
+        command.append("--resume")
+    elif (latest.parent / BEST_MODEL).exists():
+        command.append("--overwrite")  # killed at the end of the first epoch, between the two
+    # One thread: with more, sums may come out in another order.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def finish(job: Job, folder: Path) -> dict[str, bytes]:
+    """Run a job to its end; what came out."""
+    process = start(job, folder)
+    _, said = process.communicate()
+    if process.returncode:
+        raise RuntimeError(said[-1000:])
+    return {name: (folder / name).read_bytes() for name in job.results}
+
+
+def check_whole(folder: Path) -> None:
+    """Raise GlyphError where a file that has its name already is not whole."""
+    for path in folder.rglob("*.pth"):
+        load_checkpoint(path)
+    for path in folder.rglob("*.onnx"):
+        load_onnx(path, "cpu")
+
+
+def kill(name: str, job: Job, count: int, seed: int, folder: Path) -> tuple[int, list[Fault]]:
+    """Kill a job so many times; returns how often it had not come to its end, and what went wrong."""
+    folder.mkdir(parents=True)
+    began = time.monotonic()
+    expected = finish(job, folder)
+    seconds = time.monotonic() - began
+    met, faults = 0, []
+    for number in range(count):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        with start(job, folder) as process:
+            time.sleep(random.Random(address(seed, name, number)).uniform(0, seconds))
+            process.kill()
+        met += process.returncode != 0
+        try:
+            check_whole(folder)
+            found = finish(job, folder)
+        except (GlyphError, RuntimeError) as error:
+            faults.append(Fault(name, number, str(error)))
+            continue
+        faults += [Fault(name, number, f"{each} differs") for each in job.results if found[each] != expected[each]]
+    return met, faults
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=1000, help="of a file of each kind (default: 1000)")
+    parser.add_argument("--kills", type=int, default=0, help="of each kind of work (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    print(f"{'':26}{'read':>10}{'refused':>10}{'faults':>10}")
     found: list[Fault] = []
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = Path(temporary) / "small.pth"
+        folder = Path(temporary)
+        checkpoint = folder / "small.pth"
         model = EnhancedGlyphCNN(2, use_residual=False)
         save_checkpoint(checkpoint, model, Config(use_residual=False), ["A", "B"], metrics={})
-        for name, kind in write_kinds(Path(temporary), checkpoint, export_model(checkpoint).path).items():
-            counts, faults = attack(name, kind, arguments.mutations, arguments.seed)
-            print(f"{name:26}{counts['read']:10,}{counts['refused']:10,}{len(faults):10,}")
-            found += faults
+        if arguments.mutations:
+            print(f"{'mutations':26}{'read':>10}{'refused':>10}{'faults':>10}")
+            for name, kind in write_kinds(folder, checkpoint, export_model(checkpoint).path).items():
+                counts, faults = attack(name, kind, arguments.mutations, arguments.seed)
+                print(f"{name:26}{counts['read']:10,}{counts['refused']:10,}{len(faults):10,}", flush=True)
+                found += faults
+        if arguments.kills:
+            print(f"{'kills':26}{'at work':>10}{'too late':>10}{'faults':>10}")
+            for name, job in write_jobs(folder, checkpoint).items():
+                met, faults = kill(name, job, arguments.kills, arguments.seed, folder / "work" / name)
+                print(f"{name:26}{met:10,}{arguments.kills - met:10,}{len(faults):10,}", flush=True)
+                found += faults
     for fault in found:
         print(f"{fault.kind}, number {fault.number}: {fault.problem}")
     return bool(found)
