@@ -7,16 +7,27 @@ after the other, so that a noisy machine slows all of it: the best matrix produc
 augment, forward, backward, clip, update); the first and the last part of the step alone; and the obvious way
 (torchvision's EMNIST, a transform for each image, a DataLoader with a worker for each core, a residual network of
 64-128-256 channels at 32x32).  Percentages are of the matrix product of the same round.
+
+    python benchmarks/throughput.py --busy 2
+
+measures instead how training bears two other processes that never rest, with each of several ways in which OpenMP's
+threads can wait for each other; quiet and busy, and the ways, take turns within each round.
 """
 
 import argparse
+import contextlib
+import itertools
+import multiprocessing
+import os
 import statistics
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +53,9 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}  # more than the caches hold
 WARM_UP_STEPS = 5
 OBVIOUS_STEPS = 2  # a round: one takes seconds on a CPU
+# GOMP_SPINCOUNT: how often a thread of GNU OpenMP looks for work before it sleeps.
+SPIN_COUNTS = {"300000": "OpenMP's own", "1000": "ours", "0": "as OMP_WAIT_POLICY=PASSIVE"}
+NETWORKS = {"residual": True, "light": False}
 
 
 def best_seconds(work: Callable[[], Tensor]) -> float:
@@ -75,13 +89,27 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
 
 
 def make_trainer(
-    images: Tensor, labels: Tensor, batch_size: int, device: torch.device, precision: str = "auto"
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "auto",
+    *,
+    residual: bool = True,
 ) -> Trainer:
     """A trainer of the default model, as the training script makes it; the images stay where they are."""
-    config = Config(batch_size=batch_size, device=device.type, precision=precision, output_dir=tempfile.gettempdir())
+    config = Config(
+        batch_size=batch_size,
+        device=device.type,
+        precision=precision,
+        use_residual=residual,
+        output_dir=tempfile.gettempdir(),
+    )
     augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
     loader = TensorLoader(images, labels, batch_size, shuffle_seed=0, augmentation=augmentation, device=device)
-    trainer = Trainer(EnhancedGlyphCNN(CLASSES), loader, loader, config, [str(i) for i in range(CLASSES)])
+    trainer = Trainer(
+        EnhancedGlyphCNN(CLASSES, use_residual=residual), loader, loader, config, [str(i) for i in range(CLASSES)]
+    )
     trainer.model.train()
     return trainer
 
@@ -191,6 +219,63 @@ def show_operators(trainer: Trainer) -> None:
     print(profile.key_averages().table(sort_by=f"self_{trainer.device.type}_time_total", row_limit=25))
 
 
+@contextlib.contextmanager
+def competing(count: int) -> Iterator[None]:
+    """Let that many processes of one thread each want a core, all the time."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def train_when_told(told: Connection, batch_size: int, steps: int, threads: int | None) -> None:
+    """In a process of its own: answer each network's name with the images a second that it trains on."""
+    limit_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    images, labels = random_images(batch_size * (steps + WARM_UP_STEPS))
+    trainers = {
+        network: make_trainer(images, labels, batch_size, torch.device("cpu"), residual=residual)
+        for network, residual in NETWORKS.items()
+    }
+    with contextlib.suppress(EOFError):  # the end of the benchmark
+        while True:
+            told.send(batch_size / train_steps(trainers[told.recv()], 0))
+
+
+def compare_waiting(arguments: argparse.Namespace) -> None:
+    """Measure training with and without competitors, in a process for each spin count."""
+    context = multiprocessing.get_context("spawn")  # a process in which OpenMP starts anew, and reads its environment
+    table: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    workers = {}
+    for spins in SPIN_COUNTS:
+        told, workers[spins] = context.Pipe()
+        os.environ["GOMP_SPINCOUNT"] = spins
+        given = (told, arguments.batch_size, arguments.steps, arguments.threads)
+        context.Process(target=train_when_told, args=given, daemon=True).start()
+    for number in range(1 + arguments.rounds):
+        for network, (state, competitors) in itertools.product(NETWORKS, (("quiet", 0), ("busy", arguments.busy))):
+            for spins, tell in workers.items():
+                with competing(competitors):
+                    tell.send(network)
+                    rate = tell.recv()
+                if number > 0:  # the first round warms up
+                    table[network, state, spins].append(rate)
+    threads = arguments.threads or min(torch.get_num_threads(), usable_cpus())
+    share = min(1.0, usable_cpus() / (threads + arguments.busy))
+    print(f"{threads} threads on {usable_cpus()} cores; busy: {arguments.busy} competing processes, ", end="")
+    print(f"which leave training {share:.0%} of its time if all threads get alike; images/s:")
+    print(f"{'':58}{'median':>10}{'lowest':>10}{'highest':>10}{'% of own':>10}")
+    for (network, state, spins), rates in table.items():
+        own = statistics.median(table[network, state, next(iter(SPIN_COUNTS))])
+        name = f"{network}, {state}, GOMP_SPINCOUNT={spins} ({SPIN_COUNTS[spins]})"
+        figures = (statistics.median(rates), min(rates), max(rates), 100 * statistics.median(rates) / own)
+        print(f"{name:58}" + "".join(f"{figure:10.1f}" for figure in figures))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=128, help="images a step (default: 128)")
@@ -203,8 +288,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     parser.add_argument("--no-reference", action="store_true", help="leave out the obvious way")
     parser.add_argument("--profile", action="store_true", help="show instead which operators the time goes to")
+    busy = "measure instead how training on the CPU bears this many other processes that never rest"
+    parser.add_argument("--busy", type=int, metavar="N", help=busy)
     arguments = parser.parse_args()
 
+    if arguments.busy is not None:
+        compare_waiting(arguments)
+        return
     limit_threads()
     use_deterministic_algorithms(False)  # as the training script does: on CUDA, cuDNN tries which kernel is fastest
     if arguments.threads:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glyphs.errors import ConfigError
+from glyphs.errors import ConfigError, SettingError
 
 DATASETS = ("emnist", "folder", "demo")
 SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
@@ -201,16 +201,16 @@ class Config:
                 value = float(value) if abs(value) < 10**300 else math.inf  # which is refused below
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:
-                raise ConfigError(f"{field.name} is {value!r}: it must be of type {kind.__name__}")
+                raise SettingError(field.name, f"is {value!r}: it must be of type {kind.__name__}")
             if kind is float and not math.isfinite(value):
-                raise ConfigError(f"{field.name} is {value!r}: it must be finite")
+                raise SettingError(field.name, f"is {value!r}: it must be finite")
             choices = field.metadata["choices"]
             if choices and value not in choices:
-                raise ConfigError(f"{field.name} is {value!r}: choose from {', '.join(choices)}")
+                raise SettingError(field.name, f"is {value!r}: choose from {', '.join(choices)}")
             if field.metadata["check"]:
                 test, expectation = field.metadata["check"]
                 if not test(value):
-                    raise ConfigError(f"{field.name} is {value!r}: it must be {expectation}")
+                    raise SettingError(field.name, f"is {value!r}: it must be {expectation}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -236,9 +236,10 @@ class Config:
             ours = getattr(self, field.name)
             theirs = given.get(field.name, ours)
             if theirs != ours and not field.metadata["may_change"]:
-                raise ConfigError(
-                    f"{field.name} is {ours!r} in the run to resume, but {theirs!r} was asked for; leave it out, "
-                    f"or start a run of its own with another --output-dir"
+                raise SettingError(
+                    field.name,
+                    f"is {ours!r} in the run to resume, but {theirs!r} was asked for; leave it out, "
+                    f"or start a run of its own with another --output-dir",
                 )
         return Config.from_dict({**self.to_dict(), **given})
 

@@ -18,6 +18,15 @@ class ConfigError(GlyphError):
     """A setting, or a combination of settings, that cannot work."""
 
 
+class SettingError(ConfigError):
+    """A setting that has a wrong value: its name, and the fact, apart, since a flag may have another name."""
+
+    def __init__(self, setting: str, fact: str) -> None:
+        super().__init__(f"{setting} {fact}")
+        self.setting = setting
+        self.fact = fact
+
+
 class DataError(GlyphError):
     """A data file that is missing, damaged or contradicts another."""
 

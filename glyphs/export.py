@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import logging
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ from glyphs.training import checkpoint
 
 if TYPE_CHECKING:
     import onnx
+
+log = logging.getLogger(__name__)
 
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -101,10 +104,11 @@ class Exported:
             f"{self.agreement:.1%} of the images, at batch {', '.join(map(str, VERIFIED_BATCHES))}",
         ]
         if found := self.quantisation:
-            fall = 100 * (found.float_accuracy - found.accuracy)
+            change = 100 * (found.accuracy - found.float_accuracy)
+            words = f"{abs(change):.2f} points {'more' if change > 0 else 'less'} than" if change else "the same as"
             lines += [
-                f"calibrated on  {found.calibration_images:,} validation images; measured on {found.images:,} others:",
-                f"accuracy       {found.accuracy:.2%}; float32 {found.float_accuracy:.2%}: a fall of {fall:.2f} points",
+                f"calibrated     on {found.calibration_images:,} validation images; judged on {found.images:,} others:",
+                f"accuracy       {found.accuracy:.2%}, {words} in float32 ({found.float_accuracy:.2%})",
                 f"agreement      {found.agreement:.2%}",
             ]
             for quick, slow in zip(found.timings, found.float_timings, strict=True):
@@ -167,10 +171,12 @@ def export_model(
         assert validation is not None
         return export_int8(source, output, model, config, content, validation, force, arch)
     metadata = describe(content["class_names"], config, content["metrics"])
+    log.info(f"converting {source} to {format}")
     written = seal(to_onnx(model, metadata).SerializeToString()) if format == "onnx" else to_pt2(model, metadata)
     with replacing(output) as file:
         file.write(written)
         file.flush()
+        log.info("verifying the export beside the checkpoint")
         difference, agreement = verify(Path(file.name), format, source, output, patterns(sum(VERIFIED_BATCHES)), arch)
         if not difference <= TOLERANCE:  # NaN too
             raise GlyphError(
@@ -366,15 +372,19 @@ def export_int8(
     names = content["class_names"]
     (images, labels), (calibration, _) = hold_out(validation, config.seed)
     with tempfile.TemporaryDirectory() as folder:
+        log.info(f"converting {source} to onnx")
         plain = Path(folder) / "float.onnx"
         plain.write_bytes(to_onnx(model, describe(names, config, content["metrics"])).SerializeToString())
+        log.info(f"calibrating on {len(calibration):,} images, and quantising")
         quantised = quantise(plain, calibration)
         quantised_path = Path(folder) / "int8.onnx"
         quantised_path.write_bytes(finish(quantised, describe(names, config, {})).SerializeToString())
         networks = [load_onnx(path, "cpu")[0] for path in (quantised_path, plain)]
+    log.info(f"comparing 8 bits with float32 on {len(images):,} images")
     answers, expected = (classify(network, images) for network in networks)
     accuracy, float_accuracy = (float((given == labels).mean()) for given in (answers, expected))
     agreement = float((answers == expected).mean())
+    log.info("timing both")
     timings = [time_networks(networks, batch) for batch in (1, EVALUATION_BATCH)]
     measured = Quantisation(
         len(calibration),

@@ -512,8 +512,10 @@ def _bars(axes: Axes, title: str, letters: Sequence[str], values: Numbers, *, fr
     if present and not from_zero:  # else they would all look alike
         low, high = min(present.values()), max(present.values())
         room = max(1.0, high - low)
-        axes.set_ylim(max(0.0, low - room), high + 0.3 * room)
-        axes.set_ylabel("the axis does not begin at zero", fontsize=8, color=GREY)
+        bottom = max(0.0, low - room)
+        axes.set_ylim(bottom, high + 0.3 * room)
+        if bottom > 0:
+            axes.set_ylabel("the axis does not begin at zero", fontsize=8, color=GREY)
 
 
 def _scatter_front(
@@ -550,6 +552,7 @@ def _scatter_front(
             fontsize=11,
         )
     axes.margins(0.2)
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))  # no time and no size is below zero
     axes.set(xlabel=title, ylabel=name)
     axes.set_title("filled: on the Pareto front", fontsize=10)
     axes.grid()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.throughput import make_trainer, operations, random_images, write_emnist
+from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
 from tests.small import save_small_checkpoint, save_small_onnx
@@ -33,6 +33,22 @@ def test_throughput_compares_training_with_the_limits_and_with_the_obvious_way()
     assert figures["memory copy, GB/s"][0] > 0
     slow, factor = figures["the obvious way, images/s"][0], figures["training is faster by a factor of"][0]
     assert factor == pytest.approx(rate / slow, rel=0.1)
+
+
+def test_throughput_measures_training_beside_other_processes() -> None:
+    figures = table("benchmarks/throughput.py", "--busy", "1", "--batch-size", "16", "--steps", "1", "--rounds", "1")
+    names = [
+        f"{network}, {state}, GOMP_SPINCOUNT={spins} ({what})"
+        for network in ("residual", "light")
+        for state in ("quiet", "busy")
+        for spins, what in SPIN_COUNTS.items()
+    ]
+    assert list(figures) == names
+    for network in ("residual", "light"):
+        own = figures[f"{network}, busy, GOMP_SPINCOUNT=300000 (OpenMP's own)"]
+        ours = figures[f"{network}, busy, GOMP_SPINCOUNT=1000 (ours)"]
+        assert own[-1] == 100
+        assert ours[-1] == pytest.approx(100 * ours[0] / own[0], rel=0.05)
 
 
 def test_winograd_saves_two_fifths_of_the_arithmetic() -> None:

@@ -367,6 +367,13 @@ def test_fine_tuning_starts_from_the_weights_and_keeps_the_outputs_of_known_clas
     assert started.temperature == 1
 
 
+def test_fine_tuning_knows_a_letter_by_its_other_case(saved: Path, model: EnhancedGlyphCNN) -> None:
+    started, known = start_from(saved, CONFIG, ["a", "A", "B", "i"])
+    assert known == 3
+    theirs, ours = (each.state_dict()["classifier.weight"] for each in (model, started))
+    assert torch.equal(ours[:3], theirs[[NAMES.index(name) for name in ("A", "A", "b")]])
+
+
 def test_fine_tuning_the_other_architecture_names_the_flag(saved: Path) -> None:
     with refused(ConfigError, saved, "add --no-use-residual"):
         start_from(saved, Config(), NAMES)

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -70,6 +71,11 @@ def test_an_interval_off_zero_that_the_test_does_not_confirm_may_be_chance() -> 
     assert not Difference("A", "B", 1.0, 0.1, 1.9, 0.06, 5, 1).real
     assert not Difference("A", "B", 1.0, 0.0, 1.9, 0.04, 5, 1).real
     assert Difference("A", "B", 1.0, 0.1, 1.9, 0.04, 5, 1).real
+
+
+def test_a_p_value_is_never_told_as_nothing() -> None:
+    told = [Difference("A", "B", 1.0, 0.1, 1.9, p, 5, 1).sentence for p in (0.0, 1e-300, 0.0123)]
+    assert [re.search(r"p [<=] [^;]+", sentence)[0] for sentence in told] == ["p < 1e-16", "p < 1e-16", "p = 0.012"]  # type: ignore[index]
 
 
 def test_equal_models() -> None:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, run_python
 LAYERS = (
     ("errors",),
     ("config", "files", "text", "cpus"),
-    ("process",),
+    ("process", "progress"),
     ("distributed", "randomness"),
     ("devices", "timing", "convolutions"),
     ("model", "plots", "pictures"),

@@ -5,11 +5,13 @@ import errno
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,11 @@ from glyphs.commands.read import SOME_FAILED
 from glyphs.config import Config
 from glyphs.data.emnist import MERGED_47
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.rows import Prediction
 from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.pictures.glyph import preprocess
+from glyphs.process import Interrupted
 from glyphs.training.checkpoint import save_checkpoint
 from tests.conftest import ROOT, refused, run_python
 from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
@@ -58,6 +63,58 @@ def test_a_pipe_gets_tab_separated_lines(model: Path, pictures: Path, capsys: py
     assert 0 < float(first[3]) <= 1
     assert second == [str(pictures / "blank.png"), "no_glyph", "", ""]
     assert captured.err == ""
+    infer("--model", model, "--image", pictures / "a.png", "--top-k", 2)
+    assert capsys.readouterr().out.rstrip("\n").split("\t")[:6] == [*first, first[2], first[3]]
+
+
+def test_several_pictures_are_drawn_into_a_folder(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (pictures / "damaged.png").write_bytes(b"nonsense")
+    names = [pictures / "a.png", pictures / "damaged.png", pictures / "sub" / "a.png"]
+    assert infer("--model", model, "--image", *names, "--visualize") == SOME_FAILED
+    drawings = sorted(path.relative_to("predictions") for path in Path("predictions").rglob("*.png"))
+    assert drawings == [Path("a.png.png"), Path("sub/a.png.png")]
+    assert "drawn: 2 pictures into predictions\n" in capsys.readouterr().err
+    infer("--model", model, "--batch", pictures / "sub", "--visualize", "drawn")
+    assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.png.png", "c.gif.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("r.jsonl", "r.jsonl: 2 rows are kept; the same command goes on"),
+        ("r.csv", "r.csv: not written; rows of a run that is stopped are kept in a .jsonl file only"),
+    ],
+)
+def test_an_interrupted_batch_says_what_is_kept(
+    model: Path,
+    pictures: Path,
+    tmp_path: Path,
+    name: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = GlyphPredictor.answer
+    answers: list[str | None] = []
+
+    def interrupted(self: GlyphPredictor, file: str | None, *rest: Any) -> Prediction:
+        answers.append(file)
+        if len(answers) == 3:
+            raise Interrupted(signal.SIGINT)
+        return answer(self, file, *rest)
+
+    command = ("--model", model, "--batch", pictures, "--output", tmp_path / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(GlyphPredictor, "answer", interrupted)
+        with pytest.raises(Interrupted):
+            infer(*command)
+    assert f"{tmp_path / name}: {said.partition(': ')[2]}" in capsys.readouterr().err
+    assert (tmp_path / name).exists() == (name == "r.jsonl")
+    assert infer(*command) == 0
+    assert "7 pictures: 6 ok, 1 no glyph" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_table(
@@ -157,6 +214,7 @@ def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path, capsys: py
     captured = capsys.readouterr()
     assert [line.split("\t")[1] for line in captured.out.splitlines()] == ["ok", "failed", "failed", "ok"]
     assert "is a folder" in captured.err
+    assert "--batch" in captured.err
     assert "missing.png" in captured.err
 
 
@@ -239,8 +297,8 @@ def test_a_drawing(
         (["--image", "a.png", "--top-k", "0"], "--top-k"),
         (["--image", "a.png", "--min-confidence", "1.5"], "--min-confidence"),
         (["--image", "a.png", "--min-confidence", "nan"], "--min-confidence"),
-        (["--image", "a.png", "b.png", "--visualize"], "one picture"),
-        (["--batch", ".", "--visualize"], "one picture"),
+        (["--image", "a.png", "b.png", "--visualize", "drawn.png"], "into a folder"),
+        (["--batch", ".", "--visualize"], "must not lie in --batch"),
         (["--image", "a.png", "--visualize", "drawn.jpg"], "end in .png"),
         (["--batch", ".", "--save-preprocessed", "saved"], "--save-preprocessed"),
     ],
@@ -274,7 +332,7 @@ def test_what_ends_the_run(model: Path, pictures: Path, tmp_path: Path) -> None:
         infer("--model", model, *one, "--alphabet", "0?")
     with pytest.raises(ConfigError, match=r"r\.txt"):
         infer("--model", model, *one, "--output", tmp_path / "r.txt")
-    with pytest.raises(ConfigError, match="batch_size"):
+    with pytest.raises(ConfigError, match=r"^--batch-size is 0"):
         infer("--model", model, *one, "--batch-size", 0)
     with pytest.raises(SystemExit, match="2"):  # it would replace the picture
         infer("--model", model, *one, "--visualize", pictures / "a.png")

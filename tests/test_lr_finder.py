@@ -142,6 +142,24 @@ def test_smoothing_keeps_a_straight_line_where_it_is() -> None:
     assert smooth(line)[10:-10] == pytest.approx(line[10:-10])
 
 
+RATES = np.logspace(-7, 1, 150).tolist()
+
+
+@pytest.mark.parametrize(
+    ("losses", "fact"),
+    [
+        # 600 images of 47 classes, 16 at a time: the rate that this suggests taught nothing at all.
+        ([3.90 - 0.0005 * step for step in range(100)] + [4.0] * 50, "only from 3.9 to 3.85"),
+        ([4 * math.exp(-step / 2) + 1 for step in range(150)], "fastest at .*, an end"),
+        ([10 - (step / 50) ** 2 for step in range(150)], "fastest at .*, an end"),
+    ],
+    ids=["noise", "fastest at the lowest rate", "fastest at the highest rate"],
+)
+def test_a_curve_that_suggests_nothing_is_an_error(losses: list[float], fact: str) -> None:
+    with pytest.raises(TrainingError, match=f"{fact}.*--learning-rate by hand"):
+        suggest(RATES, losses)
+
+
 def test_a_loss_that_never_falls_is_an_error() -> None:
     with pytest.raises(TrainingError, match="--learning-rate by hand"):
         suggest([1e-3 * 2**i for i in range(30)], [1.0 + i for i in range(30)])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_analyze_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[
     utils("--analyze", "outputs/best_model.pth", "--batch-size", 2)
     captured = capsys.readouterr()
     assert "172,239 (172,239 trainable)" in captured.out
-    assert captured.err == "written: outputs/analysis.png\n"
+    assert captured.err == "timing outputs/best_model.pth\nwritten: outputs/analysis.png\n"
     assert (tmp_path / "outputs" / "analysis.png").exists()
 
 
@@ -123,7 +124,11 @@ def test_int8_is_judged_on_the_validation_images(
         utils(*command)
     assert not list(tmp_path.glob("m.int8*"))
     utils(*command, "--force")
-    assert "calibrated on  20 validation images; measured on 20 others" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "calibrated     on 20 validation images; judged on 20 others" in captured.out
+    assert re.search(r"accuracy .*%, (the same as|\d+\.\d\d points (more|less) than) in float32 \(", captured.out)
+    stages = ("converting", "calibrating on 20 images", "comparing 8 bits", "timing both")
+    assert [line.startswith(stage) for line, stage in zip(captured.err.splitlines()[-4:], stages, strict=True)]
     assert (tmp_path / "m.int8.onnx").exists()
     write_emnist(tmp_path / "data", "letters")
     with refused(CheckpointError, source, "knows 10 classes, the data has 26 others", "--split"):
@@ -148,6 +153,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_read(
     arguments: list[str], facts: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "folder.json").mkdir()
+    for name in ("m.pth", "m.onnx"):
+        (tmp_path / name).touch()
     with refused(ConfigError, *facts):
         utils(*arguments)
 

@@ -63,6 +63,32 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def test_a_comparison_says_of_its_axes_what_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for accuracies, begins_at_zero in (([90.0, 80.0], False), ([60.0, 5.0], True)):
+        seen: list[Axes] = []
+        for name in ("_bars", "_scatter_front"):
+            draw = getattr(plots, name)
+
+            def noted(axes: Axes, *rest: Any, draw: Any = draw, seen: list[Axes] = seen, **more: Any) -> None:
+                draw(axes, *rest, **more)
+                seen.append(axes)
+
+            monkeypatch.setattr(plots, name, noted)
+        costs = {"latency of one image (ms)": ([1.0, 100.0], [True, False])}
+        plots.plot_comparison(
+            [("A", "a.pth"), ("B", "b.pth")],
+            ("accuracy, %", accuracies),
+            costs,
+            ("speed", [1.0, 2.0]),
+            [],
+            tmp_path / "c.png",
+        )
+        assert (seen[0].get_ylim()[0] == 0) == begins_at_zero
+        assert ("does not begin at zero" in seen[0].get_ylabel()) != begins_at_zero
+        assert seen[-1].get_xlim()[0] == 0
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("names", [CLASS_NAMES["digits"], CLASS_NAMES["balanced"], CLASS_NAMES["byclass"], ODD_NAMES])
 def test_class_plots_at_every_size(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "picture.png"

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,29 @@ def test_a_stream_reads_only_a_little_ahead(onnx_file: Path) -> None:
     names = [prediction.file for prediction, _ in itertools.islice(stream, 50)]
     assert names == [str(number) for number in range(1, 51)]
     assert read <= 50 + 4 + 8 * (usable_cpus() + 2)  # a batch, and the chunks under way
+
+
+def test_answers_do_not_wait_for_a_full_batch_where_pictures_come_slowly(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "PATIENCE", 0.0)
+    prepared = []
+    prepare = GlyphPredictor.prepare
+
+    def noted(self: GlyphPredictor, *picture: Any) -> predict.Prepared:
+        prepared.append(picture)
+        if len(prepared) > predict.CHUNK:
+            assert answered.wait(timeout=60)
+        return prepare(self, *picture)
+
+    answered = threading.Event()
+    monkeypatch.setattr(GlyphPredictor, "prepare", noted)
+    monkeypatch.setattr(predict, "usable_cpus", lambda: 1)
+    stream = GlyphPredictor(onnx_file).stream((str(number), draw_glyph()) for number in range(40))
+    first, _ = next(stream)
+    answered.set()
+    assert first.file == "0"
+    assert len(list(stream)) == 39
 
 
 def test_more_classes_asked_for_than_there_are(onnx_file: Path) -> None:

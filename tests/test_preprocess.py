@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw
 from scipy import ndimage
@@ -404,6 +405,27 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path, content: bytes, messag
         assert "\n" not in str(caught.value)
     with pytest.raises(GlyphError, match=r"file\.png"):
         preprocess(path)
+
+
+def test_bytes_and_tensors_are_pictures_and_other_things_are_named() -> None:
+    content = encoded("PNG")
+    expected = np.asarray(open_picture(io.BytesIO(content)).convert("L"))
+    tensor = torch.from_numpy(expected.copy())
+    for source in (
+        content,
+        bytearray(content),
+        tensor,
+        tensor[None],
+        tensor.expand(3, -1, -1),
+        tensor[:, :, None],
+        (tensor / 255).requires_grad_(),
+        (tensor[None] / 255).double(),
+    ):
+        np.testing.assert_allclose(255 * to_grey(open_picture(source)), expected, atol=0.51)
+    with pytest.raises(PictureError, match="of type NoneType: is not a picture"):
+        open_picture(None)  # type: ignore[arg-type]
+    with pytest.raises(PictureError, match="is not of the shape"):
+        open_picture(tensor[None, None])
 
 
 def test_paths_that_cannot_be_opened(tmp_path: Path) -> None:

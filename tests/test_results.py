@@ -133,8 +133,19 @@ def test_an_output_in_no_folder(tmp_path: Path, suffix: str) -> None:
         write(tmp_path / "missing" / f"r{suffix}", ROWS)
 
 
+def test_a_pipe_gets_the_candidates_that_it_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_pipe(3) as results:
+        for row in ROWS:
+            results.write(row)
+    for line, row in zip(capsys.readouterr().out.splitlines(), ROWS, strict=True):
+        cells = line.split("\t")
+        assert len(cells) == 4 + 6
+        candidates = [str(value) for candidate in row.top_k for value in candidate]
+        assert cells[4:] == candidates + [""] * (6 - len(candidates))
+
+
 def test_a_pipe_gets_four_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    with open_pipe() as results:
+    with open_pipe(0) as results:
         for row in ROWS:
             results.write(row)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]

@@ -1,5 +1,6 @@
 """ModelComparator: several models side by side."""
 
+import logging
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from glyphs.analysis.analyzer import ModelAnalyzer, measure
 from glyphs.analysis.comparison import COSTS, MEASURED, SPEEDS, STORED, Comparison, differences, pareto_front
@@ -17,7 +17,10 @@ from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.evaluation.metrics import Evaluation, metrics
 from glyphs.files import valid_utf8
+from glyphs.progress import progress
 from glyphs.timing import UNSTEADY_WORDS, unsteady
+
+log = logging.getLogger(__name__)
 
 
 class ModelComparator:
@@ -43,7 +46,8 @@ class ModelComparator:
     ) -> None:
         if len(models) < 2:
             raise ConfigError("a comparison needs two models or more")
-        self.analyzers = [ModelAnalyzer(model, device, batch_size, arch=arch) for model in models]
+        taken_apart = progress(models, desc="taking models apart", unit="model", leave=False)
+        self.analyzers = [ModelAnalyzer(model, device, batch_size, arch=arch) for model in taken_apart]
         letters = string.ascii_uppercase
         self.ids = [letters[i] if i < len(letters) else f"M{i + 1}" for i in range(len(models))]
 
@@ -65,6 +69,7 @@ class ModelComparator:
         evaluations: dict[str, Evaluation] = {}
         if loader is not None:
             evaluations = self._evaluate(loader, list(class_names or ()), notes)
+        log.info("timing the models, in turns")
         models = [
             {
                 "id": id,
@@ -128,7 +133,7 @@ class ModelComparator:
             )
         logits: dict[str, list[Tensor]] = {id: [] for id in chosen}
         labels = []
-        for images, truth in tqdm(loader, desc="comparing", unit="batch", disable=None):
+        for images, truth in progress(loader, desc="comparing", unit="batch"):
             labels.append(truth.cpu())
             pixels = images.cpu().numpy()
             for id, network in chosen.items():

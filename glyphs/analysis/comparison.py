@@ -20,6 +20,7 @@ RESAMPLES = 9999
 CONFIDENCE = 0.95
 SIGNIFICANT = 1 - CONFIDENCE
 RESAMPLE_SEED = 0
+SMALLEST_P = 1e-16  # that is told: a smaller one rests on rounding, and the smallest of all would be printed as 0
 CLASSES_SHOWN = 5
 
 
@@ -52,8 +53,9 @@ class Difference:
 
     @property
     def sentence(self) -> str:
+        p = f"p = {self.p_value:.2g}" if self.p_value >= SMALLEST_P else f"p < {SMALLEST_P:g}"
         facts = (
-            f"95 % interval {self.low:.2f} to {self.high:.2f} points, McNemar's exact test p = {self.p_value:.2g}; "
+            f"95 % interval {self.low:.2f} to {self.high:.2f} points, McNemar's exact test {p}; "
             f"{self.better} alone is right on {self.only_better:,} images, {self.worse} alone on {self.only_worse:,}"
         )
         if self.points == 0:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from glyphs.commands.settings import add_settings, given_settings
+from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
 from glyphs.config import Config
 from glyphs.errors import ConfigError
 
@@ -12,9 +12,7 @@ FORMATS = ("onnx", "onnx-int8", "pt2")
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description)
     what = parser.add_argument_group("what to do (one of these)").add_mutually_exclusive_group(required=True)
     what.add_argument("--analyze", type=Path, metavar="MODEL", help="say what it costs, layer by layer")
     what.add_argument("--compare", type=Path, nargs="+", metavar="MODEL", help="set two or more side by side")
@@ -47,7 +45,9 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
     arguments = parser.parse_args(argv)
     given = given_settings(arguments)
     check(parser, arguments, given)
-    return arguments, given, Config.from_dict(given)
+    config = config_of(given, given)
+    require_models(arguments.analyze, arguments.export, *(arguments.compare or ()))
+    return arguments, given, config
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, given: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from glyphs.commands.model_arguments import wants_data
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
+from glyphs.data.overlap import overlap
 from glyphs.devices import explain_out_of_memory, limit_threads
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.export import check_packages, choose_format
@@ -36,6 +37,7 @@ def analyze_compare_or_export(arguments: argparse.Namespace, given: dict[str, An
 
 def analyze(arguments: argparse.Namespace, config: Config) -> None:
     analyzer = ModelAnalyzer(arguments.analyze, config.device, config.batch_size, arch=config.arch)
+    say(f"timing {arguments.analyze}")
     report = analyzer.analyze()
     print(format_analysis(report))
     if arguments.output:
@@ -56,6 +58,8 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
             loader, class_names = get_test_loader(settings)
         split = settings.emnist_split if settings.dataset == "emnist" else settings.dataset
     comparison = comparator.compare(loader, class_names, split)
+    if loader is not None:
+        comparison.notes.extend(overlaps(comparator, settings, by_default="emnist_split" not in given))
     print(comparison.to_text())
     if arguments.output and arguments.output.suffix.lower() == ".csv":
         replace_file(arguments.output, comparison.to_csv().encode())
@@ -64,6 +68,21 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
     picture = picture_path(arguments.output, "comparison.png")
     comparison.plot(picture)
     say_written(arguments.output, picture)
+
+
+def overlaps(comparator: ModelComparator, settings: Config, *, by_default: bool) -> list[str]:
+    """What a reader should know of the test images: which models may have been trained on them."""
+    notes = []
+    for id, analyzer in zip(comparator.ids, comparator.analyzers, strict=True):
+        if words := overlap(analyzer.description.settings, settings):
+            notes.append(f"{id} {words}")
+    if by_default and settings.dataset == "emnist":
+        notes.append(
+            f"The test images are those of EMNIST {settings.emnist_split}, the split that {comparator.ids[0]} was "
+            "trained on: they are new to it as far as the files keep test and training images apart; --split names "
+            "another"
+        )
+    return notes
 
 
 def export(arguments: argparse.Namespace, given: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What inference.py does: characters or text from pictures, into rows, files and drawings."""
 
 import argparse
-import functools
+import contextlib
 import io
 import os
 import sys
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from glyphs.commands.read_arguments import service_settings
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.errors import ConfigError, PictureError
+from glyphs.files import explain_write_error, valid_utf8
 from glyphs.inference.parts import Parts, parts_folder
 from glyphs.inference.predictor import GlyphPredictor, Picture, default_model, relative_names, save_pixels
 from glyphs.inference.reader import read_words
 from glyphs.inference.rows import ResultFile, Row, open_pipe, open_results, open_terminal
 from glyphs.pictures.find import PictureFolder
-from glyphs.process import launched, say
+from glyphs.process import Interrupted, launched, say
+from glyphs.progress import line_above, progress
 from glyphs.text import one_line
 
 LONGEST_NAME = 250  # of the 255 bytes that file systems allow, those that writing aside leaves
@@ -46,7 +47,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         rows = open_results(arguments.output, top_k)
     else:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe()
+        rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe(arguments.columns)
 
     if arguments.serve:
         from glyphs.inference.service import serve
@@ -61,14 +62,22 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     ]
     folder = PictureFolder(arguments.batch) if arguments.batch else None
     with rows as results:
-        failed = predict(predictor, folder or images, arguments, results)
+        try:
+            failed = predict(predictor, folder or images, arguments, results)
+        except Interrupted:
+            if arguments.output:
+                say(f"{arguments.output}: {results.after_interruption()}")
+            raise
         sys.stdout.flush()  # here, where a reader who has gone is no error
     if folder or arguments.output:
         say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
-    if arguments.visualize and not failed:
-        draw = predictor.visualize_text if arguments.text else predictor.visualize
-        draw(images[0][1], arguments.visualize, arguments.top_k)
-        show(arguments.visualize)
+    if arguments.visualize and folder is None and len(images) == 1:
+        if not failed:
+            draw(predictor, images[0][1], arguments.visualize, arguments)
+            say(f"drawn: {arguments.visualize}")
+            show(arguments.visualize)
+    elif arguments.visualize:
+        draw_all(predictor, folder or images, arguments)
     return SOME_FAILED if results.counts["failed"] else 0
 
 
@@ -125,7 +134,7 @@ def read_together(
     with parts.opened():
         predictions = stream(predictor, parts.share(folder), arguments)
         if sys.stderr.isatty():
-            predictions = tqdm(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
+            predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
         for prediction, pixels in predictions:
             if arguments.save_preprocessed and pixels is not None:
                 save_pixels(pixels, arguments.save_preprocessed / f"{prediction.file}.png")
@@ -163,8 +172,8 @@ def predict(
         say(f"{arguments.output} holds {len(results.done):,} rows: going on with the other pictures")
     if sys.stderr.isatty() and (arguments.output or not sys.stdout.isatty()):
         total = sum(1 for _ in pictures)
-        predictions = tqdm(predictions, total=total, initial=len(results.done), unit=" pictures", delay=1)
-        complain = functools.partial(tqdm.write, file=sys.stderr)
+        predictions = progress(predictions, total=total, initial=len(results.done), unit=" pictures", delay=1)
+        complain = line_above
     targets = relative_names(arguments.image or ())
     failed = 0
     for prediction, pixels in predictions:
@@ -187,8 +196,29 @@ def predict(
     return failed
 
 
+def draw(predictor: GlyphPredictor, picture: Picture, path: Path, arguments: argparse.Namespace) -> None:
+    """Draw a picture and its answers.  Raises PictureError."""
+    (predictor.visualize_text if arguments.text else predictor.visualize)(picture, path, arguments.top_k)
+
+
+def draw_all(
+    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Picture | PictureError]], arguments: argparse.Namespace
+) -> None:
+    """Draw each picture that can be read, a file each, under its name in the folder of --visualize."""
+    targets = relative_names(arguments.image or ())
+    drawn = 0
+    for name, picture in pictures:
+        path = arguments.visualize / f"{targets.get(valid_utf8(name), valid_utf8(name))}.png"
+        with contextlib.suppress(PictureError):  # which its row has told already
+            if not isinstance(picture, PictureError):
+                with explain_write_error(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                draw(predictor, picture, path, arguments)
+                drawn += 1
+    say(f"drawn: {drawn:,} pictures into {arguments.visualize}")
+
+
 def show(path: Path) -> None:
     """Open a picture in the system's viewer, where somebody sits at a screen."""
-    say(f"drawn: {path}")
     if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
         Image.open(path).show()

@@ -5,14 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glyphs.commands.settings import add_settings, given_settings
+from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
 from glyphs.config import PREPROCESSING, Config
+
+TOP_K = 5
+DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description)
     what = parser.add_argument_group("pictures (one of these)").add_mutually_exclusive_group(required=True)
     what.add_argument("--image", nargs="+", metavar="PATH", help="pictures; - is standard input")
     what.add_argument("--batch", type=Path, metavar="DIR", help="all pictures in this folder and its sub-folders")
@@ -34,14 +35,14 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     text.add_argument("--words", type=Path, metavar="FILE", help="the only words to answer, one on a line, with --text")
 
     answers = parser.add_argument_group("answers")
-    answers.add_argument("--top-k", type=positive, default=5, metavar="N", help="likeliest classes (default: 5)")
+    likeliest = f"likeliest classes (default: {TOP_K}; in a pipe none, but those that it asks for)"
+    answers.add_argument("--top-k", type=positive, metavar="N", help=likeliest)
     answers.add_argument(
         "--output", type=Path, metavar="FILE", help="results to a .json, .csv, .jsonl or .parquet file"
     )
-    drawing, drawn = Path("prediction.png"), "draw the picture, what the model saw and its answers, to PATH"
-    answers.add_argument(
-        "--visualize", nargs="?", const=drawing, type=Path, metavar="PATH", help=f"{drawn} (default: {drawing})"
-    )
+    drawn = "draw the picture, what the model saw and its answers, to PATH.png; several pictures, into the folder PATH"
+    defaults = f"(default: {DRAWING}; {DRAWINGS})"
+    answers.add_argument("--visualize", nargs="?", const=DRAWING, type=Path, metavar="PATH", help=f"{drawn} {defaults}")
     saw = "what the model saw: DIR/NAME.png for each picture NAME"
     answers.add_argument("--save-preprocessed", type=Path, metavar="DIR", help=saw)
     service = parser.add_argument_group("service (with --serve)")
@@ -85,7 +86,13 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
     parser = build_parser(description)
     arguments = parser.parse_args(argv)
     check(parser, arguments)
-    return arguments, Config.from_dict(given_settings(arguments))
+    # A pipe has columns for candidates only where they are asked for, and for single characters.
+    arguments.columns = 0 if arguments.text else arguments.top_k or 0
+    arguments.top_k = arguments.top_k or TOP_K
+    given = given_settings(arguments)
+    config = config_of(given, given)
+    require_models(arguments.model)
+    return arguments, config
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -99,23 +106,29 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     if not arguments.serve and len(arguments.model or ()) > 1:
         parser.error("--model takes several files with --serve only")
     if arguments.visualize:
-        if arguments.batch or len(arguments.image) > 1:
-            parser.error("--visualize draws one picture: give one --image")
-        if arguments.visualize.suffix.lower() != ".png":
+        several = arguments.batch or len(arguments.image) > 1
+        if several and arguments.visualize == DRAWING:
+            arguments.visualize = DRAWINGS
+        elif several and arguments.visualize.suffix.lower() == ".png":
+            parser.error(f"--visualize draws several pictures into a folder: name one, not {arguments.visualize}")
+        elif not several and arguments.visualize.suffix.lower() != ".png":
             parser.error(f"--visualize writes PNG files: let {arguments.visualize} end in .png")
-        picture = Path(arguments.image[0])
-        if picture.exists() and arguments.visualize.exists() and arguments.visualize.samefile(picture):
-            parser.error(f"--visualize would replace the picture {arguments.visualize}")
+        for picture in map(Path, arguments.image or ()):
+            drawing = arguments.visualize / f"{picture.name}.png" if several else arguments.visualize
+            if picture.exists() and drawing.exists() and drawing.samefile(picture):
+                parser.error(f"--visualize would replace the picture {drawing}")
     if arguments.words and not arguments.text:
         parser.error("--words is for --text")
     if arguments.text and arguments.save_preprocessed:
         parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
     if arguments.text and arguments.mode == "plain":
         parser.error("--text finds characters itself: leave --preprocess out")
-    if arguments.batch and arguments.save_preprocessed:
-        saved = Path(os.path.realpath(arguments.save_preprocessed))  # Path.resolve raises where links go in circles
-        if saved.is_relative_to(os.path.realpath(arguments.batch)):
-            parser.error("--save-preprocessed must not lie in --batch, where it would be read as more pictures")
+    for name in ("save_preprocessed", "visualize") if arguments.batch else ():
+        folder = getattr(arguments, name)
+        # Path.resolve raises where links go in circles.
+        if folder and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(arguments.batch)):
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} must not lie in --batch, where it would be read as more pictures")
 
 
 def service_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,75 @@
 """The settings as flags of a command line, and the scripts' public names."""
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
 import importlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
+import glyphs
 from glyphs.config import GROUPS, Config
+from glyphs.errors import CheckpointError, ConfigError, SettingError
+from glyphs.text import one_line
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake by one line, which names the flag that was probably meant."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        self.add_argument("--version", action="version", version=f"glyphs {glyphs.__version__}")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        # Before all else: that a required argument is missing says nothing to someone who mistyped it.
+        args = sys.argv[1:] if args is None else list(args)
+        for argument in args[: args.index("--")] if "--" in args else args:
+            flag = argument.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+                self.error(f"there is no {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting: `--split` of `emnist_split`."""
+    [field] = [field for field in dataclasses.fields(Config) if field.name == name]
+    return "--" + (field.metadata["flag"] or name).replace("_", "-")
+
+
+@contextlib.contextmanager
+def naming_flags(names: Iterable[str]) -> Iterator[None]:
+    """Where a setting of these names, which came from the command line, cannot be, call it as it was called there."""
+    try:
+        yield
+    except SettingError as error:
+        if error.setting not in names:
+            raise
+        raise ConfigError(f"{flag_of(error.setting)} {error.fact}") from None
+
+
+def config_of(given: Mapping[str, Any], flags: Iterable[str]) -> Config:
+    """The settings that were given, with the defaults of the others; `flags` are those of the command line."""
+    with naming_flags(flags):
+        return Config.from_dict(given)
+
+
+def require_models(*paths: Path | None) -> None:
+    """Raise CheckpointError where a model's file is missing: here, before the imports that reading it takes."""
+    for path in paths:
+        if path is not None and not path.exists():
+            kind, remedy = ("model", "make one by --export") if path.suffix == ".onnx" else ("checkpoint", "train one")
+            raise CheckpointError(f"{path}: there is no such {kind}; check the path, or {remedy}")
 
 
 def setting_groups() -> dict[str, list[str]]:
@@ -29,7 +92,6 @@ def add_settings(
         for name in names:
             field = fields[name]
             metadata = field.metadata
-            flag = "--" + (metadata["flag"] or name).replace("_", "-")
             default = field.default
             if default is None:
                 default = "all" if metadata["type"] is int else "none"
@@ -43,9 +105,8 @@ def add_settings(
                     options["choices"] = metadata["choices"]
                 else:
                     options["metavar"] = metadata["metavar"]
-            group.add_argument(
-                flag, help=f"{(helps or {}).get(name, metadata['help'])} (default: {default})", **options
-            )
+            help = (helps or {}).get(name, metadata["help"])
+            group.add_argument(flag_of(name), help=f"{help} (default: {default})", **options)
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """What the package logs, for the person at the terminal."""
 
 import logging
-import sys
 
-from tqdm import tqdm
+from glyphs.progress import line_above
 
 
 class Terminal(logging.Handler):
     """To stderr, a line a message and nothing else, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        line_above(self.format(record))
 
 
 def show_log() -> None:

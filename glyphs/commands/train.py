@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from glyphs.commands.runs import drop_replaced, refuse_run, set_aside
+from glyphs.commands.settings import naming_flags
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
+from glyphs.data.overlap import overlap
 from glyphs.devices import (
     choose_device,
     describe_device,
@@ -35,6 +37,7 @@ from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
 
 # What evaluation needs besides training; that one is missing should be known before the training.
+FAR = 10  # times: a learning rate that much above or below the one set is worth a word
 EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
 
 
@@ -55,6 +58,8 @@ def evaluate_only(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     path = Path(arguments.evaluate)
     model, trained_with, known = load_model(path, given.get("arch"))
     config = evaluation_config(path, trained_with, given)
+    if words := overlap(trained_with.to_dict(), config):
+        say(f"warning: {path} {words}")
     with claimed(Path(config.output_dir)), explain_out_of_memory(config.batch_size):
         use_deterministic_algorithms(config.deterministic)
         device = choose_device(config.device)
@@ -78,7 +83,8 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
             checkpoint = load_checkpoint(resume_from)
             config = Config.from_dict(checkpoint["config"])
             require_arch(config.arch, given.get("arch"), resume_from)
-            config = config.resumed_with(given | {"output_dir": str(output_dir)})
+            with naming_flags(given):
+                config = config.resumed_with(given | {"output_dir": str(output_dir)})
         elif not arguments.overwrite:
             refuse_run(output_dir)
         use_deterministic_algorithms(config.deterministic)
@@ -169,7 +175,11 @@ def find_learning_rate(model: nn.Module, data: DataLoaders, config: Config, *, a
             say(f"rejected: training with {config.learning_rate:.2g}")
             return config
         how = ""
-    say(f"accepted{how}: training with {found.suggestion:.2g}")
+    times = found.suggestion / config.learning_rate
+    say(
+        f"accepted{how}: training with {found.suggestion:.2g}"
+        + ("" if 1 / FAR < times < FAR else f", {times:.2g} times the one set: compare with a run without --lr-finder")
+    )
     return dataclasses.replace(config, learning_rate=found.suggestion)
 
 

@@ -5,15 +5,21 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glyphs.commands.settings import add_settings, given_settings, setting_groups
+from glyphs.commands.settings import (
+    Parser,
+    add_settings,
+    config_of,
+    given_settings,
+    require_models,
+    setting_groups,
+)
 from glyphs.config import Config, read_config
+from glyphs.errors import CheckpointError
 from glyphs.process import launched, silence
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description)
     what = parser.add_argument_group("what to do (without any of these: train, then evaluate)")
     either = what.add_mutually_exclusive_group()
     either.add_argument(
@@ -57,5 +63,14 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
         parser.error("--evaluate and --skip-eval leave nothing to do")
     if arguments.average_views and arguments.skip_eval:
         parser.error("--average-views belongs to the evaluation, which --skip-eval leaves out")
-    given = (read_config(arguments.config) if arguments.config else {}) | given_settings(arguments)
-    return arguments, given, Config.from_dict(given)
+    flags = given_settings(arguments)
+    given = (read_config(arguments.config) if arguments.config else {}) | flags
+    config = config_of(given, flags)
+    for path in (arguments.evaluate, None if arguments.resume is not None else config.finetune):
+        if path and Path(path).suffix.lower() in (".onnx", ".pt2"):
+            raise CheckpointError(
+                f"{path}: is an export; name the checkpoint (.pth) that it came from, or measure .onnx files by "
+                "model_utils.py --compare"
+            )
+        require_models(Path(path) if path else None)
+    return arguments, given, config

@@ -22,13 +22,13 @@ import joblib
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from glyphs.cpus import usable_cpus
 from glyphs.errors import DataError, PictureError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
 from glyphs.pictures.find import PictureFolder, is_folder, is_hidden
 from glyphs.pictures.glyph import SIDE, VERSION, Glyph, Mode, preprocess
+from glyphs.progress import progress
 from glyphs.randomness import address
 
 IMAGE_BYTES = SIDE * SIDE
@@ -227,7 +227,7 @@ class Store:
 
     def _append(self, pictures: list[Picture], pixels: BinaryIO, index: BinaryIO) -> None:
         lines: list[bytes] = []
-        with tqdm(total=len(pictures), desc="preparing", unit=" pictures", disable=None) as progress:
+        with progress(total=len(pictures), desc="preparing", unit=" pictures") as bar:
             prepared = prepare_all([picture.path for picture in pictures], self.mode)
             for (_, key, _), (result, content) in zip(pictures, prepared, strict=True):
                 problem, image = None, b""
@@ -240,7 +240,7 @@ class Store:
                 pixels.write(image)
                 lines.append(index_line([*key, content, problem], image))
                 self._note(key, content, problem)
-                progress.update()
+                bar.update()
                 if len(lines) == FLUSH_EVERY:
                     flush(lines, pixels, index)
         flush(lines, pixels, index)

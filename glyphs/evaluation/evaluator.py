@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from glyphs.data.protocols import Divisible, Loader, own_share, run_model
 from glyphs.distributed import merge_rows, total, world_size
 from glyphs.errors import CheckpointError, DataError
 from glyphs.evaluation.metrics import Evaluation
 from glyphs.model import as_floats, modes_kept
+from glyphs.progress import progress
 
 
 class Evaluator:
@@ -61,7 +61,7 @@ class Evaluator:
         with modes_kept(self.model):
             self.model.eval()
             batches = run_model(self._classify, loader, self.device)
-            for images, truth, output in tqdm(batches, "evaluating", len(loader), unit="batch", disable=None):
+            for images, truth, output in progress(batches, desc="evaluating", total=len(loader), unit="batch"):
                 logits.append(output.float().cpu())
                 labels.append(truth.cpu())
                 # Only the images of mistakes are kept: they are few, and the only ones shown.

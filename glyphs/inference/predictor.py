@@ -11,10 +11,11 @@ import itertools
 import json
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +28,18 @@ from glyphs.files import explain_write_error, pretrained_folder, replacing, vali
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import Candidate, Prediction, Reading, Status
 from glyphs.inference.seal import check_seal
-from glyphs.pictures.decode import open_picture, shrink_factor, to_grey
-from glyphs.pictures.glyph import Mode, preprocess
+from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
+from glyphs.pictures.glyph import SIDE, Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
 from glyphs.text import first_line
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
-Picture = str | Path | BinaryIO | Image.Image | NDArray[Any]
+Picture = Source
 Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N, C]
 
 ONNX_FORMAT = "1"
+PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
 CHUNK = 8  # pictures that a thread prepares before it takes others
 DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
 
@@ -63,7 +65,7 @@ class Prepared(NamedTuple):
 class GlyphPredictor:
     """Recognises the character that a picture shows.
 
-    A picture is a path, a PIL image, an open file, or an array (uint8 [H, W] or [H, W, 3]).
+    A picture is a path, a PIL image, an open file, its bytes, an array or a tensor (see `open_picture`).
 
     Parameters
     ----------
@@ -148,6 +150,7 @@ class GlyphPredictor:
         # Threads, not processes: Pillow, SciPy and the network let go of Python's lock while they compute.
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         waiting: deque[concurrent.futures.Future[list[Prepared]]] = deque()
+        queued = 0  # pictures that these will give
         ready: list[Prepared] = []
         # Small chunks, so that all threads share a few pictures too, and an interruption waits for few.
         ahead = workers + math.ceil(self.batch_size / CHUNK)
@@ -155,12 +158,20 @@ class GlyphPredictor:
             while True:
                 while len(waiting) < ahead and (chunk := list(itertools.islice(pictures, CHUNK))):
                     waiting.append(pool.submit(self.prepare_all, chunk))
-                while waiting and len(ready) < self.batch_size:
-                    ready += waiting.popleft().result()
-                if not ready:
+                    queued += len(chunk)
+                size = min(self.batch_size, len(ready) + queued)
+                if size == 0:
                     return
-                batch, ready = ready[: self.batch_size], ready[self.batch_size :]
-                yield from self.classify(batch, top_k)
+                place = 0
+                while place < size:
+                    started = time.monotonic()
+                    while place + len(ready) < size and time.monotonic() - started <= PATIENCE:
+                        prepared = waiting.popleft().result()
+                        queued -= len(prepared)
+                        ready += prepared
+                    part, ready = ready[: size - place], ready[size - place :]
+                    yield from self.classify(part, top_k, place, size)
+                    place += len(part)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -275,19 +286,29 @@ class GlyphPredictor:
             return Prepared(file, "failed", None, valid_utf8(str(error)))
         return Prepared(file, status, pixels, None)
 
-    def classify(self, batch: Sequence[Prepared], top_k: int) -> Iterator[tuple[Prediction, Bytes | None]]:
-        """Run the network once, on those pictures of the batch that show one character."""
-        seen = [prepared.pixels for prepared in batch if prepared.pixels is not None]
-        ranked = self.rank(np.stack(seen)[:, None], top_k) if seen else iter(())
-        for file, status, pixels, error in batch:
+    def classify(
+        self, part: Sequence[Prepared], top_k: int, place: int = 0, size: int | None = None
+    ) -> Iterator[tuple[Prediction, Bytes | None]]:
+        """Run the network once, on these pictures of a batch of `size`, from `place` on; the others are blank.
+
+        Each picture has the same place in a batch of the same size however quickly the others come, so that its answer
+        is the same to the last bit.
+        """
+        seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
+        ranked: Iterator[tuple[Candidate, ...]] = iter(())
+        if seen:
+            images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
+            images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
+            ranked = self.rank(images, seen, top_k)
+        for file, status, pixels, error in part:
             if pixels is None:
                 yield Prediction(file, status, error=error), None
             else:
                 yield self.answer(file, next(ranked)), pixels
 
-    def rank(self, images: Bytes, top_k: int) -> Iterator[tuple[Candidate, ...]]:
-        """The likeliest classes of each image of uint8 [N, 1, 28, 28], their probabilities over the alphabet."""
-        probabilities = self.of_alphabet(images)
+    def rank(self, images: Bytes, seen: Sequence[int], top_k: int) -> Iterator[tuple[Candidate, ...]]:
+        """The likeliest classes of those images, of uint8 [N, 1, 28, 28], and their probabilities over the alphabet."""
+        probabilities = self.of_alphabet(images)[seen]
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         ranked = np.take_along_axis(probabilities, order, axis=1).round(DECIMALS)
         for columns, values in zip(order.tolist(), ranked.tolist(), strict=True):

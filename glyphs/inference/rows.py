@@ -168,12 +168,19 @@ class ResultFile:
     """An open file of results: where rows go, and what it already held."""
 
     write: Callable[[Row], object]
+    resumable: bool = False
     done: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
 
     def lacks(self, name: str) -> bool:
         """Whether the picture is still to be done; standard input is another picture every time."""
         return name == STDIN or valid_utf8(name) not in self.done
+
+    def after_interruption(self) -> str:
+        """What became of the rows of a run that was stopped."""
+        if self.resumable:
+            return f"{self.counts.total():,} rows are kept; the same command goes on with the other pictures"
+        return "not written; rows of a run that is stopped are kept in a .jsonl file only"
 
     def summary(self) -> str:
         """How many pictures there are, and how many of each status."""
@@ -236,7 +243,7 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
             file.write(json_row(row) + b"\n")
             file.flush()
 
-        results = ResultFile(write)
+        results = ResultFile(write, resumable=True)
         file.seek(0)
         file.truncate(read_json_lines(file, path, top_k is None, results))
         yield results
@@ -351,12 +358,15 @@ def open_terminal(top_k: int | None) -> Iterator[ResultFile]:
 
 
 @contextlib.contextmanager
-def open_pipe() -> Iterator[ResultFile]:
-    """Lines of file, status, prediction and confidence, with tabs between them."""
+def open_pipe(top_k: int) -> Iterator[ResultFile]:
+    """Lines of file, status, prediction and confidence, with tabs between them, then top_k labels and probabilities."""
 
     def write(row: Row) -> None:
         confidence = "" if row.confidence is None else str(row.confidence)
         cells = [row.file or "", row.status, row.answer or "", confidence]
+        if top_k:
+            ranked = [str(value) for candidate in row.top_k for value in candidate]
+            cells += ranked + [""] * (2 * top_k - len(ranked))
         print("\t".join(map(one_line, cells)))
 
     yield ResultFile(write)

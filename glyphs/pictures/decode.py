@@ -1,11 +1,12 @@
 """Reading a picture: from a file, an array or a Pillow image to its brightness."""
 
 import contextlib
+import io
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,13 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from glyphs.errors import PictureError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # pictures are read without torch, too
+
 Floats: TypeAlias = NDArray[np.float32]
-Source: TypeAlias = str | Path | BinaryIO | Image.Image | NDArray[Any]
+Source: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any] | Tensor
 
 # Reading
 MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
@@ -33,8 +39,8 @@ def open_picture(source: Source) -> Image.Image:
 
     Parameters
     ----------
-    source : a path, a binary file, a Pillow image, or an array [H, W] or [H, W, 1, 3 or 4]: bool, uint8, uint16, or
-        floats from 0 to 1.
+    source : a path, a binary file, what such a file holds (bytes), a Pillow image, an array [H, W] or
+        [H, W, 1, 3 or 4], or a tensor [H, W] or [1, 3 or 4, H, W]; both of bool, uint8, uint16, or floats from 0 to 1.
 
     Raises
     ------
@@ -48,8 +54,9 @@ def open_picture(source: Source) -> Image.Image:
         try:
             status = os.stat(source)  # noqa: PTH116 - a Path object would cost a tenth of the whole
             if not stat.S_ISREG(status.st_mode):
-                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-                raise PictureError(f"{name}: is {kind}; give the path of a picture")
+                if stat.S_ISDIR(status.st_mode):
+                    raise PictureError(f"{name}: is a folder; give the path of a picture, or the folder to --batch")
+                raise PictureError(f"{name}: is not a regular file; give the path of a picture")
             if status.st_size == 0:
                 raise PictureError(f"{name}: is empty (zero bytes)")
             with open(source, "rb") as file:  # noqa: PTH123
@@ -61,6 +68,15 @@ def open_picture(source: Source) -> Image.Image:
     if isinstance(source, Image.Image):
         _refuse_bomb(source.size, "the picture")
         return _loaded(source, "the picture")
+    if isinstance(source, bytes | bytearray):
+        return _decode(io.BytesIO(source), "the picture")
+    if hasattr(source, "requires_grad"):  # a tensor, told without an import of torch
+        return _from_tensor(cast(Tensor, source))
+    if not hasattr(source, "read"):
+        raise PictureError(
+            f"an object of type {type(source).__name__}: is not a picture; give a path, an open file, its bytes, a "
+            "Pillow image, an array or a tensor"
+        )
     return _decode(source, str(getattr(source, "name", "the picture")))
 
 
@@ -92,6 +108,14 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return ImageOps.exif_transpose(picture)
     return picture
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    """The picture of a tensor, whose channels come first."""
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.movedim(0, -1)
+    tensor = tensor.detach().cpu()
+    return _from_array((tensor.float() if tensor.is_floating_point() else tensor).numpy())
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

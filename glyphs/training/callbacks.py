@@ -27,6 +27,7 @@ from glyphs.config import Config
 from glyphs.errors import ConfigError
 from glyphs.files import replace_file
 from glyphs.process import SIGNALS
+from glyphs.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -78,25 +79,21 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar for each epoch, where stderr is a terminal."""
+    """A bar for each epoch, on a terminal and in a notebook."""
 
     def __init__(self) -> None:
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None
 
     def on_epoch_start(self, trainer: Run) -> None:
         epoch = f"epoch {trainer.epoch + 1}/{trainer.config.num_epochs}"
-        self.bar = tqdm(
-            total=trainer.num_steps, initial=trainer.step, desc=epoch, unit="batch", leave=False, disable=None
-        )
+        self.bar = progress(total=trainer.num_steps, initial=trainer.step, desc=epoch, unit="batch", leave=False)
 
     def on_step_end(self, trainer: Run) -> None:
-        assert self.bar is not None
         self.bar.update()
         if trainer.step == trainer.num_steps:
             self.bar.close()
 
     def on_report(self, trainer: Run, so_far: Mapping[str, float]) -> None:
-        assert self.bar is not None
         self.bar.set_postfix_str(
             f"loss {so_far['loss']:.3f}, accuracy {so_far['accuracy']:.1%}, lr {so_far['learning_rate']:.2g}, "
             f"{so_far['images_per_second']:,.0f} images/s"

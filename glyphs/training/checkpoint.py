@@ -185,7 +185,9 @@ def start_from(path: Path, config: Config, class_names: list[str]) -> tuple[Enha
         raise ConfigError(f"{path}: is a network of the other architecture; add {flag}")
     model = EnhancedGlyphCNN(len(class_names), config.dropout_rate, config.use_residual)
     state = known.state_dict()
-    shared = [(at, known_names.index(name)) for at, name in enumerate(class_names) if name in known_names]
+    # EMNIST's merged classes: i is I there, so that a model which knows I knows i, unless it tells them apart.
+    own = [next((each for each in (name, name.swapcase()) if each in known_names), None) for name in class_names]
+    shared = [(at, known_names.index(name)) for at, name in enumerate(own) if name is not None]
     with torch.no_grad():
         for key in ("classifier.weight", "classifier.bias"):
             rows = model.state_dict()[key]

@@ -15,10 +15,13 @@ from glyphs.data.protocols import Loader, fetch_steps, require_batches
 from glyphs.devices import autocast_dtype, move
 from glyphs.errors import TrainingError
 from glyphs.model import as_floats, modes_kept
+from glyphs.progress import progress
 
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
 SMOOTHING = 8  # steps on each side over which the curve is smoothed
+LEAST_FALL = 0.1  # of the loss; a fall of 0.01 was seen to suggest a rate at which nothing was learnt
+EDGE = 2  # steps from either end of the sweep where a fastest fall is not believed
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class LRFinder:
         lowest = math.inf
         with self._everything_restored():
             self.model.train()
-            for step, (images, labels) in enumerate(self._endless(loader, seed)):
+            batches = progress(
+                self._endless(loader, seed), total=num_steps, desc="learning-rate finder", unit="step", leave=False
+            )
+            for step, (images, labels) in enumerate(batches):
                 if step == num_steps:
                     break
                 rate = start_lr * (end_lr / start_lr) ** (step / (num_steps - 1))
@@ -143,13 +149,26 @@ def suggest(learning_rates: list[float], losses: list[float]) -> float:
 
     Raises
     ------
-    TrainingError : the loss never falls.
+    TrainingError : the curve suggests nothing: the loss falls over too few steps or too little to tell from noise, or
+        falls fastest at an end of the sweep, so that the best rate lies outside.
     """
+    remedy = "give it more data or larger batches, or set --learning-rate by hand"
     end = int(np.argmin(losses)) + 1 if losses else 0
     if end <= 2 * SMOOTHING:
         raise TrainingError(
-            f"the learning-rate finder saw the loss fall over only {end} of {len(losses)} steps; "
-            "give it more data or larger batches, or set --learning-rate by hand"
+            f"the learning-rate finder saw the loss fall over only {end} of {len(losses)} steps; {remedy}"
+        )
+    highest, lowest = max(losses[:end]), losses[end - 1]
+    if highest - lowest < LEAST_FALL * max(abs(highest), abs(lowest)):
+        raise TrainingError(
+            f"the learning-rate finder saw the loss fall only from {highest:.3g} to {lowest:.3g}, which may be noise; "
+            + remedy
         )
     slope = np.gradient(np.asarray(losses[:end]), np.log(learning_rates[:end]))
-    return learning_rates[int(np.argmin(slope))]
+    place = int(np.argmin(slope))
+    if not EDGE <= place < len(losses) - EDGE:
+        raise TrainingError(
+            f"the learning-rate finder saw the loss fall fastest at {learning_rates[place]:.2g}, an end of its sweep; "
+            + remedy
+        )
+    return learning_rates[place]

@@ -41,6 +41,7 @@ from glyphs.errors import CheckpointError, ConfigError, TrainingError
 from glyphs.files import replace_file
 from glyphs.model import as_floats
 from glyphs.process import Interrupted
+from glyphs.progress import progress
 from glyphs.randomness import address, seed_everything
 from glyphs.training.callbacks import Callback, EpochLine, HistoryFile, ProgressBar, SignalWatch, TensorBoard
 from glyphs.training.checkpoint import save_checkpoint
@@ -372,7 +373,10 @@ class Trainer:
         seed_everything(address(self.config.seed, "validation", self.epoch))
         totals = torch.zeros(3, len(self.class_names), dtype=sums_dtype(self.device), device=self.device)  # by class
         seen: list[tuple[Tensor, Tensor]] = []
-        for _, labels, output in run_model(self._infer, start_anew(self.val_loader), self.device):
+        batches = progress(
+            start_anew(self.val_loader), total=len(self.val_loader), desc="validating", unit="batch", leave=False
+        )
+        for _, labels, output in run_model(self._infer, batches, self.device):
             losses = F.cross_entropy(output, labels, reduction="none")
             correct = output.argmax(1) == labels
             totals.index_add_(1, labels, torch.stack([losses, correct, torch.ones_like(losses)]).to(totals.dtype))

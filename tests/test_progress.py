@@ -1,0 +1,50 @@
+"""Progress bars: where there are any, and around what takes long."""
+
+import io
+import sys
+
+import pytest
+import torch
+import tqdm.auto
+import tqdm.std
+from torch import nn
+
+from glyphs.data.loaders import TensorLoader
+from glyphs.model import EnhancedGlyphCNN
+from glyphs.progress import line_above, progress
+from glyphs.training.lr_finder import LRFinder
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_bars_and_a_file_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stderr, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert list(progress(range(3), desc="counting")) == [0, 1, 2]
+        line_above("a word")
+        assert ("counting" in stderr.getvalue()) == shown
+        assert stderr.getvalue().endswith("a word\n")
+
+
+def test_a_notebook_has_bars_though_its_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(tqdm.auto, "tqdm", type("tqdm_notebook", (tqdm.std.tqdm,), {"__module__": "tqdm.notebook"}))
+    bar = progress(total=3)
+    assert not bar.disable
+    bar.close()
+
+
+def test_the_learning_rate_finder_shows_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = (labels * 80).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28).contiguous()
+    model = EnhancedGlyphCNN(3, use_residual=False)
+    finder = LRFinder(model, torch.optim.AdamW(model.parameters()), nn.CrossEntropyLoss())
+    finder.range_test(TensorLoader(images, labels, 12, shuffle_seed=1), num_steps=60)
+    assert isinstance(sys.stderr, Terminal)
+    assert "learning-rate finder" in sys.stderr.getvalue()
+    assert "/60" in sys.stderr.getvalue()
