@@ -36,7 +36,19 @@ def test_throughput_compares_training_with_the_limits_and_with_the_obvious_way()
 
 
 def test_throughput_measures_training_beside_other_processes() -> None:
-    figures = table("benchmarks/throughput.py", "--busy", "1", "--batch-size", "16", "--steps", "1", "--rounds", "1")
+    figures = table(
+        "benchmarks/throughput.py",
+        "--busy",
+        "1",
+        "--threads",
+        "1",
+        "--batch-size",
+        "8",
+        "--steps",
+        "1",
+        "--rounds",
+        "1",
+    )
     names = [
         f"{network}, {state}, GOMP_SPINCOUNT={spins} ({what})"
         for network in ("residual", "light")
