@@ -91,7 +91,7 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
     arguments.top_k = arguments.top_k or TOP_K
     given = given_settings(arguments)
     config = config_of(given, given)
-    require_models(arguments.model)
+    require_models(*(arguments.model or ()))
     return arguments, config
 
 
