@@ -11,6 +11,8 @@ from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
 from tests.small import save_small_checkpoint, save_small_onnx
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

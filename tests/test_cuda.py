@@ -373,6 +373,7 @@ def share_one_gpu(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_one_device(tmp_path: Path) -> None:
     status, _, stderr = finish(torchrun("-m", "tests.test_cuda", str(tmp_path)))
     assert status == 0, stderr

@@ -36,6 +36,8 @@ from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
 from tests.conftest import ROOT, refused
 from tests.test_train import CLASSES, StopAt, make_images
 
+pytestmark = pytest.mark.slow  # most of it: torchrun starts two processes, several times
+
 # 81 images in batches of 16: the last batch has one image, and the second of two processes none.
 IMAGES, BATCH = 81, 16
 

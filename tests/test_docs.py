@@ -93,7 +93,11 @@ def test_every_command_parses(document: Path) -> None:
 # An example that trains has to learn what it shows: the accuracy that its last line prints is above this.
 LEAST_PRINTED = {"QUICKSTART.md": 0.9, "API.md": 0.95}
 # The examples of SERVICE.md talk to a service: tests/test_service.py runs them.
-EXAMPLES = [page for page in PAGES if blocks(page, "python") and page.name != "SERVICE.md"]
+EXAMPLES = [
+    pytest.param(page, marks=pytest.mark.slow if page.name in LEAST_PRINTED else ())
+    for page in PAGES
+    if blocks(page, "python") and page.name != "SERVICE.md"
+]
 
 
 @pytest.mark.parametrize("document", EXAMPLES, ids=lambda path: path.name)

@@ -214,6 +214,7 @@ def test_a_foreign_operator_is_refused(exported: tuple[Path, Path]) -> None:
         export.finish(proto, {})
 
 
+@pytest.mark.slow
 def test_int8(exported: tuple[Path, Path], validation: TensorLoader, tmp_path: Path) -> None:
     output = tmp_path / "small.int8.onnx"
     found = export_model(exported[0], "onnx-int8", output, validation=validation, force=True)

@@ -1,4 +1,4 @@
-"""enhanced_glyph_recognition.py as a user runs it, on the demo set."""
+"""enhanced_glyph_recognition.py as a user runs it, on some of the demo set's images."""
 
 import io
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from enhanced_glyph_recognition import main
 from glyphs.commands.runs import REPORTS
@@ -26,15 +27,34 @@ from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import Trainer
-from tests.conftest import refused, write_emnist
+from tests.conftest import emnist_paths, refused, write_emnist, write_idx
 from tests.test_train import all_state, assert_identical
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # most of it: whole runs, many of them in processes of their own
+
 SCRIPT = ROOT / "enhanced_glyph_recognition.py"
 # A light network and few images, in small batches: many steps at which to be interrupted.
-QUICK = ["--dataset", "demo", "--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
+QUICK = ["--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
 # Enough of both for the loss to fall within the finder's sweep.
-FINDABLE = ["--max-train-images", "2000", "--batch-size", "64"]
+FINDABLE = ["--max-train-images", "1000", "--batch-size", "32"]
+TEST_IMAGES = 470
+DATA: list[str] = []  # where they lie: see demo_files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def demo_files(tmp_path_factory: pytest.TempPathFactory, demo_data: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Some of the demo set as files of EMNIST-Balanced, which has its classes: drawing it takes a run five seconds."""
+    folder = tmp_path_factory.mktemp("demo")
+    for part, per_class in (("train", 50), ("test", TEST_IMAGES // 47)):
+        images, labels = demo_data[part]
+        some = torch.cat([(labels == label).nonzero()[:per_class, 0] for label in range(47)])
+        images_path, labels_path = emnist_paths(folder, "balanced", part, gz=False)
+        images_path.parent.mkdir(parents=True, exist_ok=True)
+        write_idx(images_path, images[some, 0].transpose(1, 2).contiguous())
+        write_idx(labels_path, labels[some].to(torch.uint8))
+    DATA.extend(["--data-dir", str(folder)])
+    QUICK.extend(DATA)
 
 
 def start(*arguments: str, preexec_fn: Callable[[], None] | None = None) -> subprocess.Popen[str]:
@@ -68,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     status, stdout, stderr = finish(start("--epochs", "3", "--output-dir", str(folder)))
     assert status == 0, stderr
-    assert re.fullmatch(r"test accuracy \d+\.\d\d% on 1,880 images \(.*\)\n", stdout)
+    assert re.fullmatch(r"test accuracy \d+\.\d\d% on 470 images \(.*\)\n", stdout)
     return folder
 
 
@@ -79,8 +99,8 @@ def test_a_run_writes_every_file(whole: Path) -> None:
         if name.endswith(".png"):
             Image.open(whole / name).verify()
     metrics = json.loads((whole / "metrics.json").read_text())
-    assert metrics["n"] == 1880
-    assert metrics["split"] == "demo"
+    assert metrics["n"] == TEST_IMAGES
+    assert metrics["split"] == "balanced"
     assert metrics["checkpoint"].endswith("best_model.pth")
 
 
@@ -206,7 +226,7 @@ def quick(folder: Path, *arguments: str) -> None:
 def test_evaluate_alone_needs_only_the_checkpoint(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), "--device", "cpu"])
+    main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), "--device", "cpu", *DATA])
     assert capsys.readouterr().out.startswith("test accuracy")
     alone, after_training = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, whole))
     assert alone.keys() == after_training.keys()
@@ -216,7 +236,7 @@ def test_evaluate_alone_needs_only_the_checkpoint(
 
 def test_views_are_averaged_where_asked(whole: Path, tmp_path: Path) -> None:
     checkpoint = str(whole / "best_model.pth")
-    main(["--evaluate", checkpoint, "--average-views", "--output-dir", str(tmp_path), "--device", "cpu"])
+    main(["--evaluate", checkpoint, "--average-views", "--output-dir", str(tmp_path), "--device", "cpu", *DATA])
     one, seven = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, tmp_path))
     assert one["loss"] != seven["loss"] == pytest.approx(one["loss"], rel=0.2)
     with pytest.raises(SystemExit, match="2"):
@@ -361,16 +381,16 @@ def test_reports_of_an_evaluation_go_beside_what_they_belong_to(
     shutil.copy(whole / "best_model.pth", shipped / "glyphs.pth")
     monkeypatch.chdir(tmp_path)
     before = contents(run)
-    main(["--evaluate", str(shipped / "glyphs.pth"), "--device", "cpu"])
-    main(["--evaluate", "run/latest_checkpoint.pth", "--device", "cpu"])
+    main(["--evaluate", str(shipped / "glyphs.pth"), "--device", "cpu", *DATA])
+    main(["--evaluate", "run/latest_checkpoint.pth", "--device", "cpu", *DATA])
     assert {"metrics.json", "confusion_matrix.png"} <= set(contents(shipped / "glyphs-evaluation"))
     assert {"metrics.json", "confusion_matrix.png"} <= set(contents(run / "latest_checkpoint-evaluation"))
     with refused(ConfigError, "run holds the reports of another run", "glyphs-evaluation"):
         main(["--evaluate", str(shipped / "glyphs.pth"), "--output-dir", "run"])
     assert contents(run) == before
     (run / "metrics.json").unlink()
-    main(["--evaluate", "run/best_model.pth", "--device", "cpu"])
-    assert json.loads((run / "metrics.json").read_text())["n"] == 1880
+    main(["--evaluate", "run/best_model.pth", "--device", "cpu", *DATA])
+    assert json.loads((run / "metrics.json").read_text())["n"] == TEST_IMAGES
     assert {path.name for path in tmp_path.iterdir()} == {"run", "shipped"}
 
 
