@@ -1,6 +1,7 @@
-"""Every picture of a run, as PNG files; the only place that imports matplotlib or seaborn.
+"""Every picture of a run; the only place that imports matplotlib or seaborn.
 
-Each function takes plain data and a path, and writes the whole file or none of it.  The same data gives the
+Each function takes plain data and returns the figure, which notebooks show.  Where it is given a path, it writes a PNG
+file there, the whole file or none of it.  The same data gives the
 same bytes.  Colours are those of Okabe and Ito, which the colour-blind tell apart too.
 """
 
@@ -19,7 +20,7 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure  # exported, too: who hands figures on imports no matplotlib
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -63,7 +64,7 @@ FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
 
 
-def plot_training_history(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+def plot_training_history(rows: Sequence[Mapping[str, float]], path: Path | None = None) -> Figure:
     """Loss, accuracy and learning rate by epoch, with the epoch of the best validation accuracy marked.
 
     Parameters
@@ -110,9 +111,12 @@ def plot_training_history(rows: Sequence[Mapping[str, float]], path: Path) -> No
             f"of {max(epochs):.0f}",
             fontsize=13,
         )
+    return figure
 
 
-def plot_confusion_matrix(counts: IntArray, class_names: Sequence[str], path: Path, *, normalized: bool) -> None:
+def plot_confusion_matrix(
+    counts: IntArray, class_names: Sequence[str], path: Path | None = None, *, normalized: bool
+) -> Figure:
     """The confusion matrix: what is right in blue, mistakes in orange on a scale of their own.
 
     On one scale the diagonal, near 100 %, would leave every mistake the colour of zero.
@@ -174,6 +178,7 @@ def plot_confusion_matrix(counts: IntArray, class_names: Sequence[str], path: Pa
             often = f"{mistakes[true, predicted]:.1f} % of" if normalized else f"{counts[true, predicted]:,} of"
             title += f"\nmost frequent mistake: {often} {_within(labels[true])} taken for {_within(labels[predicted])}"
         figure.suptitle(title, fontsize=12, fontfamily=fonts)
+    return figure
 
 
 def _tick_cells(axes: Axes, labels: Sequence[str], fonts: Sequence[str], font_size: float) -> None:
@@ -194,7 +199,9 @@ def _tick_cells(axes: Axes, labels: Sequence[str], fonts: Sequence[str], font_si
         draw(lines, 0, len(labels), color="#E4E4E4", linewidth=0.4)
 
 
-def plot_per_class_accuracy(accuracies: FloatArray, counts: IntArray, class_names: Sequence[str], path: Path) -> None:
+def plot_per_class_accuracy(
+    accuracies: FloatArray, counts: IntArray, class_names: Sequence[str], path: Path | None = None
+) -> Figure:
     """A bar a class, the best on top; with very many classes, only the worst ones.
 
     Parameters
@@ -232,6 +239,7 @@ def plot_per_class_accuracy(accuracies: FloatArray, counts: IntArray, class_name
         if len(labels) > MAX_BARS:
             title += f"\nthe {MAX_BARS} worst of {len(labels):,} classes"
         figure.suptitle(title, fontsize=12, fontfamily=fonts)
+    return figure
 
 
 def _wilson(percent: float, n: int) -> tuple[float, float]:
@@ -240,7 +248,9 @@ def _wilson(percent: float, n: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
-def plot_lr_finder(learning_rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path) -> None:
+def plot_lr_finder(
+    learning_rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path | None = None
+) -> Figure:
     """The smoothed loss of a range test against the learning rate, and the rate it suggests.
 
     Parameters
@@ -273,9 +283,10 @@ def plot_lr_finder(learning_rates: Sequence[float], losses: Sequence[float], sug
         axes.set(ylim=(low - margin, top + margin), xlabel="learning rate", ylabel="smoothed loss (nats)")
         axes.grid()
         axes.set_title(f"Suggested learning rate {suggestion:.1e}, where the loss falls fastest", fontsize=13)
+    return figure
 
 
-def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Path) -> None:
+def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Path | None = None) -> Figure:
     """How often the answers of each confidence are right, and how many there are; perfect is the diagonal.
 
     Parameters
@@ -310,6 +321,7 @@ def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Pat
         top.grid()
         bottom.grid(axis="y")
         top.legend(frameon=False, loc="lower right")
+    return figure
 
 
 def plot_misclassified(
@@ -317,8 +329,8 @@ def plot_misclassified(
     true_names: Sequence[str],
     predicted_names: Sequence[str],
     confidences: Sequence[float],
-    path: Path,
-) -> None:
+    path: Path | None = None,
+) -> Figure:
     """A contact sheet of mistakes, each under "true → predicted" and the model's confidence.
 
     Parameters
@@ -329,7 +341,7 @@ def plot_misclassified(
     if len(images) == 0:
         with _picture(path, 6, 1.5) as figure:
             figure.text(0.5, 0.5, "No mistakes", ha="center", va="center", fontsize=16, color=GREEN)
-        return
+        return figure
     labels, fonts = _labels([*true_names, *predicted_names])
     longest = max(map(len, labels))
     between, after = (" ", "  ") if longest <= SHORT_LABEL else ("\n", "\n")
@@ -347,6 +359,7 @@ def plot_misclassified(
             caption = f"{_within(true)}{between}→ {_within(predicted)}{after}{100 * confidence:.0f} %"
             axes.set_title(caption, fontsize=9 if longest <= SHORT_LABEL else 8, fontfamily=fonts)
         figure.suptitle(f"Most confident mistakes, {len(images)} shown: true → predicted, confidence", fontsize=12)
+    return figure
 
 
 def plot_prediction(
@@ -354,8 +367,8 @@ def plot_prediction(
     pixels: npt.NDArray[np.uint8] | None,
     top_k: Sequence[tuple[str, float]],
     title: str,
-    path: Path,
-) -> None:
+    path: Path | None = None,
+) -> Figure:
     """A picture, what the model saw of it, and the likeliest classes with their probabilities.
 
     Parameters
@@ -387,14 +400,15 @@ def plot_prediction(
         for axes in (original, seen) if top_k else (original, seen, bars):
             axes.axis("off")
         figure.suptitle(heading, fontsize=15, fontfamily=fonts)
+    return figure
 
 
 def plot_reading(
     picture: Image.Image,
     characters: Sequence[tuple[str, float | None, tuple[int, ...]]],
     title: str,
-    path: Path,
-) -> None:
+    path: Path | None = None,
+) -> Figure:
     """A picture with a box around each character, its reading above, red where it is less than 80 % sure.
 
     Parameters
@@ -416,9 +430,12 @@ def plot_reading(
             axes.text(left, top, label, color=colour, fontsize=9, fontfamily=fonts, verticalalignment="bottom")
         axes.axis("off")
         axes.set_title(title)
+    return figure
 
 
-def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]], name: str, path: Path) -> None:
+def plot_analysis(
+    blocks: Sequence[str], amounts: Mapping[str, Sequence[float]], name: str, path: Path | None = None
+) -> Figure:
     """Where a model's time, multiply-adds and parameters go: for each block of the network its share of each.
 
     Parameters
@@ -447,6 +464,7 @@ def plot_analysis(blocks: Sequence[str], amounts: Mapping[str, Sequence[float]],
         *most, last = measured
         what = f"{', '.join(most)} and {last}" if most else last
         figure.suptitle(f"Where {what} of {_labels([name], 40)[0][0]} go", fontsize=13)
+    return figure
 
 
 Numbers = Sequence[float | None]  # one for each model, None where it is not known
@@ -458,8 +476,8 @@ def plot_comparison(
     costs: Mapping[str, tuple[Numbers, Sequence[bool] | None]],
     speed: tuple[str, Numbers],
     differences: Sequence[tuple[str, float, float, float, bool]],
-    path: Path,
-) -> None:
+    path: Path | None = None,
+) -> Figure:
     """Models side by side: accuracy, costs and speed as bars; accuracy against each cost; differences of accuracy.
 
     Parameters
@@ -493,6 +511,7 @@ def plot_comparison(
         names, fonts = _labels([name for _, name in models], 40)
         legend = "      ".join(f"{letter}: {_within(name)}" for letter, name in zip(letters, names, strict=True))
         figure.suptitle(textwrap.fill(legend, 150), fontsize=10, fontfamily=fonts)
+    return figure
 
 
 def _colour(place: int) -> str:
@@ -593,15 +612,17 @@ def _forest(axes: Axes, differences: Sequence[tuple[str, float, float, float, bo
 
 
 @contextlib.contextmanager
-def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of that many inches to draw on; written to the path at the end, if nothing went wrong."""
+def _picture(path: Path | None, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches to draw on; written to the path, where there is one, if nothing went wrong."""
     buffer = io.BytesIO()
     # From matplotlib's own defaults, so that a user's matplotlibrc changes nothing.
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         yield figure
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    replace_file(path, buffer.getvalue())
+        if path is not None:
+            figure.savefig(buffer, format="png", metadata={"Software": None})
+    if path is not None:
+        replace_file(path, buffer.getvalue())
 
 
 def _labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[list[str], list[str]]:

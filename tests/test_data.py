@@ -24,6 +24,7 @@ import glyphs.data.loaders
 from glyphs.config import SPLITS, Config, get_default_config
 from glyphs.data.emnist import CLASS_NAMES, load_emnist
 from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, get_test_loader, stratified_split
+from glyphs.data.protocols import fetch_steps
 from glyphs.errors import ConfigError, DataError, GlyphError
 from tests.conftest import assert_upright, emnist_paths, refused, write_emnist, write_idx
 
@@ -596,3 +597,22 @@ def test_interrupted_extraction_leaves_whole_files_only(
     requests = server.requests
     assert len(load_emnist(tmp_path, "digits", "test")[1]) == 30
     assert server.requests == requests  # from the archive, which was whole
+
+
+def test_an_augmentation_of_the_users_sees_one_image_after_the_other_and_follows_from_the_seed() -> None:
+    def own(image: Tensor) -> Tensor:
+        assert image.shape == (1, 28, 28)
+        return (image + torch.rand(())).clamp(0, 1)
+
+    config = Config(dataset="demo", batch_size=64)
+    data = get_data_loaders(config, augmentation=own)
+    batches = [dict(fetch_steps(data.train, 7, 3, first))[2] for first in (0, 2)]
+    (images, labels), (again, _) = batches
+    assert torch.equal(images, again)
+    plain = get_data_loaders(config, augmentation=lambda image: image)
+    [(_, (raw, raw_labels))] = [each for each in fetch_steps(plain.train, 7, 3) if each[0] == 2]
+    assert torch.equal(labels, raw_labels)
+    black = (raw == 0).flatten(1).any(1)
+    added = images[black].flatten(1).amin(1)  # each image its own
+    assert len(set(added.tolist())) == len(added) > 50
+    assert data.val.augmentation is None

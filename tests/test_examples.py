@@ -1,16 +1,20 @@
 """The examples in docstrings run, and give what they say."""
 
 import doctest
+from collections.abc import Callable
 
 import pytest
 
+from glyphs.data.loaders import get_data_loaders
+from glyphs.evaluation.evaluator import Evaluator
+from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer
 
-EXAMPLES = (Trainer,)
+EXAMPLES = (Trainer, Evaluator, LRFinder, get_data_loaders)
 
 
 @pytest.mark.parametrize("thing", EXAMPLES, ids=lambda thing: thing.__name__)
-def test_example(thing: object) -> None:
+def test_example(thing: type | Callable[..., object]) -> None:
     [test] = doctest.DocTestFinder(recurse=False).find(thing)
     assert test.examples
     result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)

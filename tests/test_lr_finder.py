@@ -163,3 +163,20 @@ def test_a_curve_that_suggests_nothing_is_an_error(losses: list[float], fact: st
 def test_a_loss_that_never_falls_is_an_error() -> None:
     with pytest.raises(TrainingError, match="--learning-rate by hand"):
         suggest([1e-3 * 2**i for i in range(30)], [1.0 + i for i in range(30)])
+
+
+def test_it_computes_in_the_precision_that_training_will() -> None:
+    finder, loader = make_finder()
+    seen: list[torch.dtype] = []
+    criterion = finder.criterion
+
+    def noting(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return criterion(logits, labels)
+
+    finder.criterion = noting
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        finder.precision = precision
+        finder.range_test(loader)
+        assert set(seen) == {dtype}
+        seen.clear()

@@ -228,7 +228,7 @@ def test_label_without_a_font_is_its_code_point() -> None:
     assert fonts == list(plots.LABEL_FONTS)
 
 
-DRAWINGS: list[Callable[[Path], None]] = [
+DRAWINGS: list[Callable[[Path | None], object]] = [
     lambda path: plots.plot_training_history(history(3), path),
     lambda path: plots.plot_confusion_matrix(confusion(5), list("abcde"), path, normalized=True),
     lambda path: plots.plot_per_class_accuracy(np.full(5, 0.5), np.full(5, 9), list("abcde"), path),
@@ -239,7 +239,7 @@ DRAWINGS: list[Callable[[Path], None]] = [
 
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_same_data_same_bytes_and_no_half_file(
-    tmp_path: Path, draw: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.png"
     draw(path)
@@ -305,3 +305,12 @@ def test_models_that_are_alike_are_compared_without_texts_that_collide(
         assert figure.bbox.contains(box.x1, box.y1), text
         for other, around in boxes[:number]:
             assert not box.overlaps(around), (text, other)
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_every_picture_is_a_figure_and_needs_no_path(draw: Callable[[Path | None], object], tmp_path: Path) -> None:
+    figure = draw(None)
+    assert isinstance(figure, Figure)
+    figure.savefig(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert min(picture.size) > 100

@@ -161,8 +161,8 @@ class ModelAnalyzer:
             "versions": versions(),
         }
 
-    def plot(self, path: str | Path) -> None:
-        """Draw where time, multiply-adds and parameters go, block by block, into a PNG file."""
+    def plot(self, path: str | Path | None = None) -> plots.Figure:
+        """Draw where time, multiply-adds and parameters go, block by block; into a PNG file where a path is given."""
         blocks: dict[str, list[Layer]] = {}
         for layer in self.description.layers:
             blocks.setdefault(block_of(layer.name), []).append(layer)
@@ -174,7 +174,7 @@ class ModelAnalyzer:
                 ("parameters", "parameters"),
             )
         }
-        plots.plot_analysis(list(blocks), shares, self.path.name, Path(path))
+        return plots.plot_analysis(list(blocks), shares, self.path.name, None if path is None else Path(path))
 
     def export(
         self,

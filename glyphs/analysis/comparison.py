@@ -259,9 +259,9 @@ class Comparison:
                 lines.append(f"Classes that differ most, {difference.better} and {difference.worse}: {places}")
         return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
 
-    def plot(self, path: str | Path) -> None:
-        """Draw accuracy, size and speed side by side, and the differences with their intervals, into a PNG file."""
-        plots.plot_comparison(
+    def plot(self, path: str | Path | None = None) -> plots.Figure:
+        """Draw accuracy, size and speed side by side, and the differences; into a PNG file where a path is given."""
+        return plots.plot_comparison(
             [(model["id"], "/".join(Path(model["path"]).parts[-2:])) for model in self.models],
             None if self.quality is None else (self.quality.label, self._values(self.quality.key, 100)),
             {
@@ -270,7 +270,7 @@ class Comparison:
             },
             ("throughput (images/s)", self._values(self.latency.replace("latency", "throughput"), 1)),
             [(f"{d.better} over {d.worse}", d.points, d.low, d.high, d.real) for d in self.differences],
-            Path(path),
+            None if path is None else Path(path),
         )
 
     def _values(self, key: str, scale: float) -> list[float | None]:

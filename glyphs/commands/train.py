@@ -161,13 +161,11 @@ def train(
 
 def find_learning_rate(model: nn.Module, data: DataLoaders, config: Config, *, ask: bool) -> Config:
     """Run the range test; return the settings with its suggestion, or as they were where the user rejects it."""
-    from glyphs.plots import plot_lr_finder  # not where no rate is searched for
-
     criterion = make_criterion(config, data.train, len(data.class_names)).to(data.train.device)
-    finder = LRFinder(model, make_optimizer(model, config), criterion)
+    finder = LRFinder(model, make_optimizer(model, config), criterion, config.precision)
     found = finder.range_test(data.train, seed=config.seed)
     path = Path(config.output_dir) / "lr_finder.png"
-    plot_lr_finder(found.learning_rates, found.losses, found.suggestion, path)
+    found.plot(path)
     say(f"suggested learning rate: {found.suggestion:.2g} (see {path}); set: {config.learning_rate:.2g}")
     how = " without asking"
     if ask and sys.stdin.isatty():

@@ -10,7 +10,7 @@ A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white 
 
 import copy
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,9 +25,13 @@ from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
 from glyphs.devices import move
 from glyphs.distributed import in_turn
 from glyphs.errors import ConfigError
+from glyphs.model import as_floats
 from glyphs.randomness import address
 
 CHECKSUM_ROWS = 65536  # images read at a time, since there may be more than memory holds
+
+
+Transform = Callable[[Tensor], Tensor]  # of an image, float [1, H, W] in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class TensorLoader:
     labels : int64 [M], on the same device.
     index : int64 [N], which images to use; by default all.
     shuffle_seed : None for the order of the index; else each epoch has its own order.
-    augmentation : None for the images as they are (uint8); else they become float in [0, 1].
+    augmentation : None for the images as they are (uint8); else they become float in [0, 1].  A function of the user's
+        gets one image after the other; what it draws from global generators follows, in training, from the seed.
     device : where the batches go; by default they stay on the images' device.
     """
 
@@ -62,7 +67,7 @@ class TensorLoader:
         *,
         index: Tensor | None = None,
         shuffle_seed: int | None = None,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | Transform | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.images = images
@@ -124,6 +129,10 @@ class TensorLoader:
             images, labels = move(self.images[rows], self.device), move(self.labels[rows], self.device)
             if self.augmentation is not None and len(rows) > 0:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
+                images = as_floats(images)
+                if not isinstance(self.augmentation, Augmentation):
+                    yield torch.stack([self.augmentation(image) for image in images]), labels
+                    continue
                 images = augment(
                     images,
                     generator,
@@ -145,8 +154,19 @@ class DataLoaders(NamedTuple):
     class_names: list[str]
 
 
-def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | str = "cpu") -> DataLoaders:
+def get_data_loaders(
+    config: Config | Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    *,
+    augmentation: Augmentation | Transform | None = None,
+) -> DataLoaders:
     """Load the data set that the settings name and put it on the device.
+
+    Parameters
+    ----------
+    augmentation : instead of the one that the settings describe: how far to distort, or a function of an image, float
+        [1, H, W] in [0, 1], such as a Compose of torchvision's transforms (without ToTensor, and without Normalize,
+        which is the model's).
 
     Returns
     -------
@@ -156,6 +176,16 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
     Raises
     ------
     DataError : naming the file, where one is missing and cannot be downloaded, is damaged, or is inconsistent.
+
+    Examples
+    --------
+    >>> from torchvision import transforms
+    >>> from glyphs import get_data_loaders
+    >>> own = transforms.Compose([transforms.RandomRotation(20), transforms.RandomErasing(p=0.5)])
+    >>> data = get_data_loaders({"dataset": "demo"}, augmentation=own)
+    >>> images, labels = next(iter(data.train))
+    >>> images.shape, images.dtype, labels.shape
+    (torch.Size([128, 1, 28, 28]), torch.float32, torch.Size([128]))
     """
     config = config if isinstance(config, Config) else Config.from_dict(config)
     if config.dataset == "folder":
@@ -176,7 +206,7 @@ def get_data_loaders(config: Config | Mapping[str, Any], device: torch.device | 
             f"{len(chosen)} training images leave none for training or none for validation at val_split "
             f"{config.val_split}; use more images"
         )
-    augmentation = Augmentation(config.rotation_degree, config.affine_degree, config.translate)
+    augmentation = augmentation or Augmentation(config.rotation_degree, config.affine_degree, config.translate)
     train = TensorLoader(
         images,
         labels,

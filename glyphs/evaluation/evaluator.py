@@ -27,6 +27,22 @@ class Evaluator:
     Raises
     ------
     CheckpointError : the model has another number of classes than there are names, in `evaluate`.
+
+    Examples
+    --------
+    Any module and any loader will do:
+
+    >>> import torch
+    >>> from glyphs import Evaluator
+    >>> labels = torch.arange(100) % 2
+    >>> images = labels.view(-1, 1, 1, 1).float().expand(-1, 1, 28, 28)  # black or white
+    >>> loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=32)
+    >>> class Brightness(torch.nn.Module):
+    ...     def forward(self, images):
+    ...         return torch.stack([1 - images.mean((1, 2, 3)), images.mean((1, 2, 3))], dim=1)
+    >>> evaluation = Evaluator(Brightness(), ["black", "white"], "cpu").evaluate(loader)
+    >>> evaluation.accuracy, evaluation.confusion.tolist()
+    (1.0, [[50, 0], [0, 50]])
     """
 
     def __init__(
@@ -35,7 +51,9 @@ class Evaluator:
         class_names: Sequence[str],
         device: torch.device | str | None = None,
     ) -> None:
-        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        if device is None:
+            device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
+        self.device = torch.device(device)
         self.model = model.to(self.device)
         self.class_names = list(class_names)
 

@@ -4,18 +4,23 @@ import contextlib
 import copy
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glyphs.data.protocols import Loader, fetch_steps, require_batches
 from glyphs.devices import autocast_dtype, move
 from glyphs.errors import TrainingError
 from glyphs.model import as_floats, modes_kept
 from glyphs.progress import progress
+
+if TYPE_CHECKING:
+    from glyphs.plots import Figure
 
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
@@ -32,6 +37,12 @@ class RangeTest:
     losses: list[float]
     suggestion: float
 
+    def plot(self, path: Path | None = None) -> "Figure":
+        """The loss against the rate, as a matplotlib figure; written to a PNG file where a path is given."""
+        from glyphs.plots import plot_lr_finder  # matplotlib takes a second to import
+
+        return plot_lr_finder(self.learning_rates, self.losses, self.suggestion, path)
+
 
 class LRFinder:
     """Raise the learning rate exponentially, a batch a step, and find where the loss falls fastest.
@@ -41,12 +52,37 @@ class LRFinder:
     Parameters
     ----------
     model, optimizer, criterion : as for training; `criterion(logits, labels)` gives the loss.
+    precision : as in the settings; float16, which would need a gradient scaler, is float32 here.
+
+    Examples
+    --------
+    Any module and any loader will do:
+
+    >>> import torch
+    >>> from glyphs import LRFinder
+    >>> _ = torch.manual_seed(0)
+    >>> images, labels = torch.rand(512, 1, 28, 28), torch.arange(512) % 4
+    >>> images[torch.arange(512), 0, 7 * labels] = 1  # a bright row tells the class
+    >>> loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=64)
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, 4))
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> found = LRFinder(model, optimizer, torch.nn.CrossEntropyLoss()).range_test(loader)
+    >>> 1e-7 < found.suggestion < 10
+    True
+    >>> figure = found.plot()  # which a notebook shows
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        precision: str = "auto",
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.criterion = criterion
+        self.precision = precision
 
     def range_test(
         self,
@@ -67,7 +103,7 @@ class LRFinder:
         require_batches(loader, "training")
         device = next(self.model.parameters()).device
         # float16 would need a gradient scaler; a hundred steps can afford float32.
-        bfloat16 = autocast_dtype(device) is torch.bfloat16
+        bfloat16 = autocast_dtype(device, self.precision) is torch.bfloat16
         rates: list[float] = []
         losses: list[float] = []
         lowest = math.inf
@@ -88,7 +124,7 @@ class LRFinder:
                 value = loss.item()  # the only wait of a step
                 if not math.isfinite(value):
                     break
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
                 rates.append(rate)
