@@ -24,7 +24,7 @@ Bytes = NDArray[np.uint8]
 Probabilities = NDArray[np.floating[Any]]
 
 # The lattice.  Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
-MOST_PIECES = 4  # of a character
+MOST_PIECES = 6  # of a character
 WIDEST = 1.7  # a character of several pieces is no wider, in heights of its line
 WIDE, WIDE_COST = 1.5, 4.0  # from this width in its own heights on, each further one costs so much
 CUT_COST = 1.5  # of each cut through connected ink

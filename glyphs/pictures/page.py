@@ -39,6 +39,8 @@ SMALLEST_AT_EDGE, LARGEST_AT_EDGE = 0.5, 1.6  # of a character's size: what the 
 RULE, RULE_SEGMENT = 0.3, 0.05  # a rule is so long, and straight over each such part of it
 RULE_SLOPE = 0.06  # height over width of a rule, its thickness apart
 
+UNDERLINE, LONGEST_DASH = 8, 2  # width over height of a part, and over a character's size, that is a rule
+
 # Lines and pieces; lengths are shares of a line's height, that of its middling character
 SAME_LINE = 0.4  # of the lower of two parts: how much they overlap on one line
 TALL = 0.5  # a part that is lower than this is a dot or a dash
@@ -147,11 +149,13 @@ def find_lines(grey: Floats) -> Page:
     if cells is not None:
         ink, lines = cells
         return Page(ink, floor, zoom, lines, False)
-    mask, walls = remove_rules(mask, ink > FAINT * floor)
+    mask, across, walls = remove_rules(mask, ink > FAINT * floor)
     parts = find_parts(mask)
     lines = [line for line in group_lines(parts) if line.pieces]
     joined = is_joined(lines)
     for line in lines:
+        if walls.any():
+            line.pieces = between_rules(line, across)
         line.pieces = join_dots(line.pieces, line.height)
         if walls.any():
             enter_cells(line, walls)
@@ -187,7 +191,7 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
 # ---- Rules and boxes ----
 
 
-def remove_rules(mask: Mask, faint: Mask) -> tuple[Mask, Mask]:
+def remove_rules(mask: Mask, faint: Mask) -> tuple[Mask, Mask, Mask]:
     """Take ruled lines and boxes out of a page's ink.
 
     Parameters
@@ -198,11 +202,11 @@ def remove_rules(mask: Mask, faint: Mask) -> tuple[Mask, Mask]:
     Returns
     -------
     mask : without them; strokes that cross one are whole again.
-    walls : bool [H, W], the upright sides of boxes.
+    across, walls : bool [H, W], the rules, and the upright sides of boxes.
     """
     across = find_rules(faint)
     if not across.any():
-        return mask, across
+        return mask, across, across
     walls = find_walls(faint, across)
     rest = mask & ~across & ~walls
     for rules, axis in ((across, 0), (walls, 1)):
@@ -212,7 +216,7 @@ def remove_rules(mask: Mask, faint: Mask) -> tuple[Mask, Mask]:
             rest |= ndimage.binary_closing(np.pad(rest, thick + 2), np.ones(size))[
                 thick + 2 : -thick - 2, thick + 2 : -thick - 2
             ] & (rules & mask)
-    return rest, walls
+    return rest, across, walls
 
 
 def thickness(rules: Mask, axis: int) -> int:
@@ -349,12 +353,16 @@ def find_parts(mask: Mask) -> list[Piece]:
     if not boxes:
         return []
     size = np.array([max(box.height, box.width) for box in boxes])
-    usual = float(np.quantile(np.repeat(size, size), 0.5))  # weighted by size: dirt is frequent, but small
+    # Weighted by size, since dirt is frequent, but small; and without rules.
+    weights = np.where([box.width > UNDERLINE * box.height for box in boxes], 0, size)
+    if not weights.any():
+        return []
+    usual = float(np.quantile(np.repeat(size, weights), 0.5))
     least = max(3.0, SPECK * usual)
     return [
         Piece(box, labels[box.top : box.bottom, box.left : box.right] == number, number)
         for number, (box, side) in enumerate(zip(boxes, size, strict=True), start=1)
-        if side >= least and not is_rim(box, usual, mask.shape)
+        if side >= least and not is_rim(box, usual, mask.shape) and not is_underline(box, usual)
     ]
 
 
@@ -364,6 +372,11 @@ def is_rim(box: Box, usual: float, shape: tuple[int, ...]) -> bool:
     sides = (box.top == 0, box.left == 0, box.bottom == height, box.right == width)
     size = max(box.height, box.width)
     return sum(sides) >= 3 or (any(sides) and not SMALLEST_AT_EDGE < size / usual < LARGEST_AT_EDGE)
+
+
+def is_underline(box: Box, usual: float) -> bool:
+    """Whether a part is a rule that text was written on: flat, and longer than a dash."""
+    return box.width > UNDERLINE * box.height and box.width > LONGEST_DASH * usual
 
 
 def group_lines(parts: list[Piece]) -> list[Line]:
@@ -480,6 +493,19 @@ def enter_cells(line: Line, walls: Mask) -> None:
             inside[0].cell = place
         pieces += inside
     line.pieces = pieces
+
+
+def between_rules(line: Line, across: Mask) -> list[Piece]:
+    """A line's parts without those that a rule parts from the nearest character."""
+    tall = [part for part in line.pieces if part.box.height >= TALL * line.height]
+
+    def beyond(part: Piece) -> bool:
+        box = part.box
+        nearest = min(tall, key=lambda other: distance(box, other.box)).box
+        rows = sorted(((box.top + box.bottom) // 2, (nearest.top + nearest.bottom) // 2))
+        return bool((across[rows[0] : rows[1], box.left : box.right].mean(axis=1) > 0.5).any())
+
+    return [part for part in line.pieces if part.box.height >= TALL * line.height or not beyond(part)]
 
 
 def without_remains(pieces: list[Piece]) -> list[Piece]:
