@@ -5,13 +5,19 @@
 DIR holds pictures and truth.tsv: file, text (lines separated by |), kind, source.  Prints, for each kind and for each
 source, the character error rate (edits over characters, case and spaces ignored), the pictures without an error, the
 pictures refused (a refused picture counts as all of its characters missed), and seconds a picture.
+
+Few people stand behind many of such pictures, so that the interval of an error rate comes from drawing sources, not
+pictures, anew (bootstrap, 95 %); a kind of one source has none.
 """
 
 import argparse
 import csv
+import itertools
+import random
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glyphs.inference.predictor import GlyphPredictor
 
 JOINED = "cursive"  # the kind that is to be refused
+DRAWS = 2000
 
 
 class Result(NamedTuple):
-    """Edits, characters, whether it was refused, and seconds."""
+    """A picture's source, edits, characters, whether it was refused, and seconds."""
 
+    source: str
     edits: int
     length: int
     refused: bool
@@ -46,15 +54,35 @@ def plain(text: str) -> str:
     return "".join(text.replace("|", "").split()).lower()
 
 
+def error_rate(results: Iterable[Result]) -> float:
+    """Edits over characters; 0 where there are no characters."""
+    edits, length = map(sum, zip(*((result.edits, result.length) for result in results), strict=True))
+    return edits / max(length, 1)
+
+
+def interval(results: Sequence[Result]) -> tuple[float, float] | None:
+    """In which 95 % of the error rates lie when sources are drawn anew; None for one source."""
+    sources: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        sources[result.source].append(result)
+    if len(sources) < 2:
+        return None
+    draw = random.Random(0)
+    groups = list(sources.values())
+    rates = sorted(error_rate(itertools.chain(*draw.choices(groups, k=len(groups)))) for _ in range(DRAWS))
+    return rates[round(0.025 * DRAWS)], rates[round(0.975 * DRAWS) - 1]
+
+
 def table(title: str, results: dict[str, list[Result]]) -> None:
-    print(f"\n{title:36} pictures  error rate  no error  refused  s a picture")
+    print(f"\n{title:45} pictures  error rate  95 % interval  no error  refused  s a picture")
     for name, group in results.items():
-        length = sum(result.length for result in group)
-        rate = f"{sum(result.edits for result in group) / length:10.1%}" if length else f"{'':10}"
+        limits = interval(group)
+        span = f"{limits[0]:6.1%} -{limits[1]:6.1%}" if limits else ""
         right = sum(result.edits == 0 and not result.refused for result in group)
         refused = sum(result.refused for result in group)
         seconds = sum(result.seconds for result in group) / len(group)
-        print(f"{name:36} {len(group):8}  {rate}  {right:8}  {refused:7}  {seconds:11.2f}")
+        numbers = f"{error_rate(group):10.1%}  {span:13}  {right:8}  {refused:7}  {seconds:11.2f}"
+        print(f"{name:45} {len(group):8}  {numbers}")
 
 
 def main() -> None:
@@ -78,7 +106,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         refused = reading.status == "joined_script"
         text = plain(reading.text or "")
-        result = Result(edit_distance(text, truth), len(truth), refused, seconds)
+        result = Result(row["source"], edit_distance(text, truth), len(truth), refused, seconds)
         kinds[row["kind"]].append(result)
         if row["kind"] != JOINED:
             sources[row["source"]].append(result)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 import inference
-from benchmarks.text import edit_distance, plain
+from benchmarks.text import Result, edit_distance, error_rate, interval, plain
 from glyphs.commands.read import SOME_FAILED
 from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import Choice, nearest_word, read_page, read_words, split_words
+from glyphs.inference.reader import Choice, holds_digits_only, nearest_word, read_page, read_words, split_words
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.page import Box, Line, Page, Piece, find_lines
 from tests.conftest import ROOT
@@ -245,3 +245,34 @@ def test_characters_and_texts_do_not_share_a_file(tmp_path: Path) -> None:
             inference.main([*command, *then])
         assert output.read_bytes() == before
         output.unlink()
+
+
+def test_what_lies_beyond_the_rules_of_a_box_is_not_in_it() -> None:
+    clean, dirty = comb("ABDE"), comb("ABDE")
+    ImageDraw.Draw(dirty).rectangle((100, 2, 115, 8), fill=0)
+    boxes = [[piece.box for piece in find_lines(to_grey(page)).lines[0].pieces] for page in (clean, dirty)]
+    np.testing.assert_allclose(boxes[1], boxes[0], atol=2)
+
+
+def test_an_underline_is_no_character(predictor: GlyphPredictor) -> None:
+    page = write(["TEST 2345"])
+    ImageDraw.Draw(page).line((30, 95, 150, 95), fill=0, width=4)
+    assert predictor.read(page).text == "TEST 2345"
+
+
+def test_a_page_is_one_of_digits_where_they_explain_it_nearly_as_well() -> None:
+    names, alike = ["0", "O", "A"], np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]])
+    round_one = Choice(piece(0, 9), np.array([0.3, 0.6, 0.1]))
+    letter = Choice(piece(0, 9), np.array([0.05, 0.05, 0.9]))
+    assert holds_digits_only([round_one] * 4, names, alike)
+    assert not holds_digits_only([round_one, letter, letter], names, alike)
+    assert not holds_digits_only([Choice(piece(0, 9), None)], names, alike)
+    assert not holds_digits_only([letter], ["A", "B", "C"], np.eye(3))
+
+
+def test_intervals_come_from_sources() -> None:
+    good, bad = Result("one", 0, 10, False, 0.1), Result("other", 10, 10, False, 0.1)
+    assert error_rate([good, bad, bad]) == 20 / 30
+    assert interval([good] * 5) is None
+    assert interval([good, bad]) == (0.0, 1.0)
+    assert interval([good, good._replace(source="third")]) == (0.0, 0.0)

@@ -45,6 +45,9 @@ SMALL_LETTER = 0.78  # of the height of the line's tall characters: what is lowe
 
 # A change between digits, capitals and small letters costs this, half beyond a space
 CHANGE_COST = 2.5
+# A page is one of digits where letters would make a character likelier by less than this, in the mean.  Sudokus and
+# pages of numbers lost up to 0.9; a letter that looks like a digit loses 1.2, others more.
+NUMBERS_LOSS = 1.0
 CAPITAL_COST = 0.7  # of a change from a capital to a small letter, as after a name's first
 # What the network takes for each other, more often on pictures than its probabilities say: so much of the others' is
 # added to each one's.
@@ -86,15 +89,19 @@ def read_page(
         places = [column for column, name in enumerate(names) if name in family]
         alike[np.ix_(places, places)] = 1
     scores = iter(network(np.stack(images)[:, None]))
-    lines = []
-    characters = parts = 0
+    paths = []
     for line, spans in zip(page.lines, candidates, strict=True):
         known = {(start, stop): (piece, next(scores)) for start, stop, piece in spans if piece is not None}
-        path = best_path(line, known, alike)
-        characters += len(path)
-        parts += len({piece.part for piece in line.pieces})
+        paths.append(best_path(line, known, alike))
+    characters = sum(map(len, paths))
+    parts = sum(len({piece.part for piece in line.pieces}) for line in page.lines)
+    if characters > JOINED * parts and characters - parts >= JOINED_LEAST:
+        return None
+    numbers = holds_digits_only(itertools.chain(*paths), names, alike)
+    lines = []
+    for line, path in zip(page.lines, paths, strict=True):
         groups = split_words(path, line.height)
-        labels = iter(label(path, groups, names, line, alike, alphabet))
+        labels = iter(label(path, groups, names, line, alike, alphabet, numbers))
         found = []
         for group in groups:
             # What the alphabet rules out, as a full stop among digits, has no label.
@@ -106,8 +113,6 @@ def read_page(
                 found.append(make_word(choices, letters, names, top_k, page.zoom))
         if found:
             lines.append(TextLine(" ".join(word.text for word in found), around([w.box for w in found]), tuple(found)))
-    if characters > JOINED * parts and characters - parts >= JOINED_LEAST:
-        return None
     return tuple(lines)
 
 
@@ -219,6 +224,22 @@ def split_words(path: Sequence[Choice], height: float) -> list[list[Choice]]:
     return groups
 
 
+def share(probabilities: Probabilities, alike: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of which look-alikes have a share of each other's."""
+    shared: NDArray[np.float64] = (1 - LOOKALIKE_SHARE) * probabilities + LOOKALIKE_SHARE * (alike @ probabilities)
+    return shared
+
+
+def holds_digits_only(choices: Iterable[Choice], names: Sequence[str], alike: NDArray[np.float64]) -> bool:
+    """Whether digits explain a whole page nearly as well as all characters do, as in a sudoku."""
+    digits = [column for column, name in enumerate(names) if name.isdigit()]
+    shared = [share(choice.probabilities, alike) for choice in choices if choice.probabilities is not None]
+    if not digits or not shared:
+        return False
+    logarithms = np.log(np.maximum(shared, LEAST_PROBABILITY))
+    return float((logarithms.max(axis=1) - logarithms[:, digits].max(axis=1)).mean()) < NUMBERS_LOSS
+
+
 def label(
     path: Sequence[Choice],
     groups: Sequence[Sequence[Choice]],
@@ -226,8 +247,12 @@ def label(
     line: Line,
     alike: NDArray[np.float64],
     alphabet: Iterable[str] | None,
+    numbers: bool,
 ) -> list[str]:
-    """A character for each choice; neighbours tell digits from letters, and height tells case."""
+    """A character for each choice; neighbours tell digits from letters, and height tells case.
+
+    `numbers`: all are digits.
+    """
     allowed = None if alphabet is None else set(alphabet)
     kinds = (str.isdigit, lambda name: not name.isdigit() and not name.islower(), is_small)
     columns = [np.array([i for i, name in enumerate(names) if kind(name)], dtype=int) for kind in kinds]
@@ -235,7 +260,9 @@ def label(
     # Viterbi's algorithm over three kinds: digit, capital, small letter.
     change = CHANGE_COST * (1 - np.eye(len(kinds)))
     change[1, 2] = CAPITAL_COST
-    scores = np.zeros(len(kinds))
+    if numbers:
+        change[0, 1:] = np.inf
+    scores = np.array([0, -np.inf, -np.inf]) if numbers else np.zeros(len(kinds))
     back: list[list[int]] = []
     best: list[list[str]] = []
     for choice in path:
@@ -245,7 +272,7 @@ def label(
             best.append([mark] * len(kinds))
             back.append(list(range(len(kinds))))
             continue
-        shared = (1 - LOOKALIKE_SHARE) * choice.probabilities + LOOKALIKE_SHARE * (alike @ choice.probabilities)
+        shared = share(choice.probabilities, alike)
         emission, labels = [], []
         for own in columns:
             at = int(own[shared[own].argmax()]) if own.size else -1

@@ -39,7 +39,8 @@ SMALLEST_AT_EDGE, LARGEST_AT_EDGE = 0.5, 1.6  # of a character's size: what the 
 RULE, RULE_SEGMENT = 0.3, 0.05  # a rule is so long, and straight over each such part of it
 RULE_SLOPE = 0.06  # height over width of a rule, its thickness apart
 
-UNDERLINE, LONGEST_DASH = 8, 2  # width over height of a part, and over a character's size, that is a rule
+FLAT, FILLED = 8, 0.25  # width over height of a flat stroke, and how much of its box it fills
+LONGEST_DASH = 2  # of a character's size: a flat stroke that is wider is a rule
 
 # Lines and pieces; lengths are shares of a line's height, that of its middling character
 SAME_LINE = 0.4  # of the lower of two parts: how much they overlap on one line
@@ -354,15 +355,17 @@ def find_parts(mask: Mask) -> list[Piece]:
         return []
     size = np.array([max(box.height, box.width) for box in boxes])
     # Weighted by size, since dirt is frequent, but small; and without rules.
-    weights = np.where([box.width > UNDERLINE * box.height for box in boxes], 0, size)
+    areas = np.bincount(labels.ravel())[1:]
+    flat = [is_flat(box, area) for box, area in zip(boxes, areas.tolist(), strict=True)]
+    weights = np.where(flat, 0, size)
     if not weights.any():
         return []
     usual = float(np.quantile(np.repeat(size, weights), 0.5))
     least = max(3.0, SPECK * usual)
     return [
         Piece(box, labels[box.top : box.bottom, box.left : box.right] == number, number)
-        for number, (box, side) in enumerate(zip(boxes, size, strict=True), start=1)
-        if side >= least and not is_rim(box, usual, mask.shape) and not is_underline(box, usual)
+        for number, (box, side, rule) in enumerate(zip(boxes, size, flat, strict=True), start=1)
+        if side >= least and not is_rim(box, usual, mask.shape) and not (rule and side > LONGEST_DASH * usual)
     ]
 
 
@@ -374,9 +377,9 @@ def is_rim(box: Box, usual: float, shape: tuple[int, ...]) -> bool:
     return sum(sides) >= 3 or (any(sides) and not SMALLEST_AT_EDGE < size / usual < LARGEST_AT_EDGE)
 
 
-def is_underline(box: Box, usual: float) -> bool:
-    """Whether a part is a rule that text was written on: flat, and longer than a dash."""
-    return box.width > UNDERLINE * box.height and box.width > LONGEST_DASH * usual
+def is_flat(box: Box, area: int) -> bool:
+    """Whether a part of so many pixels is a flat stroke: a rule that text was written on, or a dash."""
+    return box.width > FLAT * box.height and area > FILLED * box.width * box.height
 
 
 def group_lines(parts: list[Piece]) -> list[Line]:
