@@ -264,10 +264,10 @@ def test_a_page_is_one_of_digits_where_they_explain_it_nearly_as_well() -> None:
     names, alike = ["0", "O", "A"], np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]])
     round_one = Choice(piece(0, 9), np.array([0.3, 0.6, 0.1]))
     letter = Choice(piece(0, 9), np.array([0.05, 0.05, 0.9]))
-    assert holds_digits_only([round_one] * 4, names, alike)
-    assert not holds_digits_only([round_one, letter, letter], names, alike)
-    assert not holds_digits_only([Choice(piece(0, 9), None)], names, alike)
-    assert not holds_digits_only([letter], ["A", "B", "C"], np.eye(3))
+    assert holds_digits_only([round_one] * 4, names, alike, 1.0)
+    assert not holds_digits_only([round_one, letter, letter], names, alike, 1.0)
+    assert not holds_digits_only([Choice(piece(0, 9), None)], names, alike, 1.0)
+    assert not holds_digits_only([letter], ["A", "B", "C"], np.eye(3), 1.0)
 
 
 def test_intervals_come_from_sources() -> None:

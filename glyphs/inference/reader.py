@@ -39,7 +39,7 @@ JOINED, JOINED_LEAST = 1.3, 4
 
 # Spaces and marks; lengths are in heights of the line
 SPACE = 0.55  # paper beyond the usual gap that makes a space
-MARK = 0.4  # what is smaller both ways is a full stop or a comma
+MARK = 0.5  # what is smaller both ways is a full stop or a comma
 DASH = 0.3  # what is lower than this and twice as wide is a dash
 SMALL_LETTER = 0.78  # of the height of the line's tall characters: what is lower may be a small letter
 
@@ -47,7 +47,8 @@ SMALL_LETTER = 0.78  # of the height of the line's tall characters: what is lowe
 CHANGE_COST = 2.5
 # A page is one of digits where letters would make a character likelier by less than this, in the mean.  Sudokus and
 # pages of numbers lost up to 0.9; a letter that looks like a digit loses 1.2, others more.
-NUMBERS_LOSS = 1.0
+PAGE_LOSS, WORD_LOSS, LONG = 1.0, 0.8, 3  # and a word of at least so many characters where it is less than that
+NEVER = -1e9  # the logarithm of a probability
 CAPITAL_COST = 0.7  # of a change from a capital to a small letter, as after a name's first
 # What the network takes for each other, more often on pictures than its probabilities say: so much of the others' is
 # added to each one's.
@@ -97,10 +98,16 @@ def read_page(
     parts = sum(len({piece.part for piece in line.pieces}) for line in page.lines)
     if characters > JOINED * parts and characters - parts >= JOINED_LEAST:
         return None
-    numbers = holds_digits_only(itertools.chain(*paths), names, alike)
+    number_page = holds_digits_only(itertools.chain(*paths), names, alike, PAGE_LOSS)
     lines = []
     for line, path in zip(page.lines, paths, strict=True):
         groups = split_words(path, line.height)
+        numbers = {
+            id(choice)
+            for group in groups
+            if number_page or (len(group) >= LONG and holds_digits_only(group, names, alike, WORD_LOSS))
+            for choice in group
+        }
         labels = iter(label(path, groups, names, line, alike, alphabet, numbers))
         found = []
         for group in groups:
@@ -230,14 +237,17 @@ def share(probabilities: Probabilities, alike: NDArray[np.float64]) -> NDArray[n
     return shared
 
 
-def holds_digits_only(choices: Iterable[Choice], names: Sequence[str], alike: NDArray[np.float64]) -> bool:
-    """Whether digits explain a whole page nearly as well as all characters do, as in a sudoku."""
+def holds_digits_only(choices: Iterable[Choice], names: Sequence[str], alike: NDArray[np.float64], loss: float) -> bool:
+    """Whether digits explain a page or a word nearly as well as all characters do, as in a sudoku.
+
+    `loss`: from which mean difference of the logarithms on they do not.
+    """
     digits = [column for column, name in enumerate(names) if name.isdigit()]
     shared = [share(choice.probabilities, alike) for choice in choices if choice.probabilities is not None]
     if not digits or not shared:
         return False
     logarithms = np.log(np.maximum(shared, LEAST_PROBABILITY))
-    return float((logarithms.max(axis=1) - logarithms[:, digits].max(axis=1)).mean()) < NUMBERS_LOSS
+    return float((logarithms.max(axis=1) - logarithms[:, digits].max(axis=1)).mean()) < loss
 
 
 def label(
@@ -247,11 +257,11 @@ def label(
     line: Line,
     alike: NDArray[np.float64],
     alphabet: Iterable[str] | None,
-    numbers: bool,
+    numbers: set[int],
 ) -> list[str]:
     """A character for each choice; neighbours tell digits from letters, and height tells case.
 
-    `numbers`: all are digits.
+    `numbers`: the identities of the choices that are digits.
     """
     allowed = None if alphabet is None else set(alphabet)
     kinds = (str.isdigit, lambda name: not name.isdigit() and not name.islower(), is_small)
@@ -260,9 +270,7 @@ def label(
     # Viterbi's algorithm over three kinds: digit, capital, small letter.
     change = CHANGE_COST * (1 - np.eye(len(kinds)))
     change[1, 2] = CAPITAL_COST
-    if numbers:
-        change[0, 1:] = np.inf
-    scores = np.array([0, -np.inf, -np.inf]) if numbers else np.zeros(len(kinds))
+    scores = np.zeros(len(kinds))
     back: list[list[int]] = []
     best: list[list[str]] = []
     for choice in path:
@@ -277,7 +285,7 @@ def label(
         for own in columns:
             at = int(own[shared[own].argmax()]) if own.size else -1
             probability = float(shared[at]) if own.size else 0.0
-            emission.append(np.log(max(probability, 1e-9)))
+            emission.append(np.log(max(probability, 1e-9)) if not emission or id(choice) not in numbers else NEVER)
             labels.append(names[at] if own.size else "")
         move = scores[:, None] - cost
         back.append(move.argmax(axis=0).tolist())
@@ -315,11 +323,12 @@ def set_case(
     """The labels with the case of letters that look alike in both: by the word's other letters, else by height."""
     heights = [c.piece.box.height for c, name in zip(path, found, strict=True) if name.isalnum() and name not in SIZED]
     tall = float(np.quantile(heights, 0.8)) if heights else max((c.piece.box.height for c in path), default=1)
+    of_line = [name for name in found if name.isalpha() and name not in SAME_SHAPE]
     place = 0
     for group in groups:
         span = range(place, place + len(group))
         place += len(group)
-        sure = [found[i] for i in span if found[i].isalpha() and found[i] not in SAME_SHAPE]
+        sure = [found[i] for i in span if found[i].isalpha() and found[i] not in SAME_SHAPE] or of_line
         small = sum(name.islower() for name in sure)
         for i in span:
             name = found[i]

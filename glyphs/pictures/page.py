@@ -48,8 +48,8 @@ TALL = 0.5  # a part that is lower than this is a dot or a dash
 SAME_PIECE = 0.5  # of the narrower of two parts: how much they overlap sideways in one character
 DOT, DOT_REACH = 0.45, 0.3  # size of the dot of an i, and how far it is off its stem
 CUTTABLE = 0.7  # what is wider than this may be several characters
-NARROWEST = 0.2  # of a piece of it
-CELL = 2.2  # a form's cell that is narrower holds one character
+NARROWEST, LOWEST = 0.2, 0.35  # of a piece of it
+CELL = 1.6  # width over height of a form's cell: one that is narrower holds one character
 CELL_RIM = 0.08  # of a grid's cell: how far from its edge its rules lie
 INNER = 0.3  # of a part: so much lies off the rim, or it is what is left of a rule
 WHOLE = 0.75  # of a part: so much in one cell, and all of it belongs there
@@ -57,7 +57,7 @@ MOST_ACROSS = (
     0.05  # of the ink off the rim: strokes that go from cell to cell; four sudokus had 0.003, squared paper 0.16
 )
 LEAST_IN_CELL = 0.25  # of a cell's side: what is lower is dirt
-UNEVEN, SIDE_REMAINS = 0.2, 0.15  # of a cell's width: by how much cells differ; how wide its side's remains are
+UNEVEN, SIDE_REMAINS = 0.2, 0.15  # of a cell's width: by how much cells differ; how wide its sides' remains are
 WIDE = 1.9  # a part that is wider than this has several joined letters
 JOINED = 0.4  # share of the parts' width in wide parts, from which a page is joined script
 
@@ -159,7 +159,7 @@ def find_lines(grey: Floats) -> Page:
             line.pieces = between_rules(line, across)
         line.pieces = join_dots(line.pieces, line.height)
         if walls.any():
-            enter_cells(line, walls)
+            enter_cells(line, walls, rule_distance(across))
         line.pieces = [cut for piece in line.pieces for cut in cut_piece(piece, line.height)]
     return Page(ink, floor, zoom, lines, joined)
 
@@ -466,8 +466,8 @@ def merge(pieces: list[Piece]) -> Piece:
     return Piece(box, mask, pieces[0].part, pieces[0].cell)
 
 
-def enter_cells(line: Line, walls: Mask) -> None:
-    """Number the form's cells that pieces stand in, and join what stands in one narrow cell."""
+def enter_cells(line: Line, walls: Mask, height: float) -> None:
+    """Number the form's cells, so high, that pieces stand in, and join what stands in one narrow cell."""
     box = union([piece.box for piece in line.pieces])
     band = walls[box.top : box.bottom].sum(axis=0) > 0.5 * box.height
     labels, count = ndimage.label(ndimage.binary_closing(np.pad(band, 5), np.ones(5))[5:-5])
@@ -482,16 +482,17 @@ def enter_cells(line: Line, walls: Mask) -> None:
             middles += np.linspace(left, right, missing + 2)[1:-1].tolist()
     middles.sort()
     edges = [0, *middles, walls.shape[1]]
+    remains = SIDE_REMAINS * min(step, height)
     cells: dict[int, list[Piece]] = {}
     for piece in line.pieces:
         centre = (piece.box.left + piece.box.right) / 2
-        if piece.box.width < SIDE_REMAINS * step and min(abs(centre - x) for x in middles) < SIDE_REMAINS * step:
+        if max(piece.box.width, min(abs(centre - x) for x in middles)) < remains:
             continue  # what is left of a box's side
         cells.setdefault(int(np.searchsorted(middles, centre)), []).append(piece)
     pieces = []
     for place, inside in cells.items():
         width = edges[place + 1] - edges[place]
-        if width < CELL * box.height and union([piece.box for piece in inside]).width <= width:
+        if width < CELL * height and union([piece.box for piece in inside]).width <= width:
             inside = [merge(without_remains(inside))]
             inside[0].cell = place
         pieces += inside
@@ -537,7 +538,11 @@ def cut_piece(piece: Piece, height: float) -> list[Piece]:
         if rows.size:
             top, bottom = int(rows[0]), int(rows[-1]) + 1
             box = Box(piece.box.top + top, piece.box.left + start, piece.box.top + bottom, piece.box.left + stop)
-            pieces.append(Piece(box, mask[top:bottom], piece.part))
+            cut = Piece(box, mask[top:bottom], piece.part)
+            # A flat end of a stroke, as of the bar of a 5, is no character.
+            if pieces and min(cut.box.height, pieces[-1].box.height) < LOWEST * height:
+                cut = merge([pieces.pop(), cut])
+            pieces.append(cut)
     return pieces
 
 
