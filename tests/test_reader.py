@@ -15,12 +15,22 @@ from PIL import Image, ImageDraw, ImageFont
 import inference
 from benchmarks.text import Result, edit_distance, error_rate, interval, plain
 from glyphs.commands.read import SOME_FAILED
+from glyphs.commands.read_arguments import parse
 from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import Choice, holds_digits_only, nearest_word, read_page, read_words, split_words
+from glyphs.inference.reader import (
+    Choice,
+    holds_digits_only,
+    label,
+    nearest_word,
+    read_page,
+    read_words,
+    set_case,
+    split_words,
+)
 from glyphs.pictures.decode import to_grey
-from glyphs.pictures.page import Box, Line, Page, Piece, find_lines
+from glyphs.pictures.page import Box, Line, Page, Piece, cut_piece, find_lines
 from tests.conftest import ROOT
 from tests.small import save_small_onnx
 
@@ -270,9 +280,58 @@ def test_a_page_is_one_of_digits_where_they_explain_it_nearly_as_well() -> None:
     assert not holds_digits_only([letter], ["A", "B", "C"], np.eye(3), 1.0)
 
 
+def test_what_is_a_number_has_no_letters() -> None:
+    names, alike = ["0", "O", "A"], np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]])
+    path = [Choice(piece(12 * i, 12 * i + 9), np.array([0.2, 0.7, 0.1])) for i in range(3)]
+    line = Line([choice.piece for choice in path], 20)
+    assert label(path, [path], names, line, alike, None, set()) == ["O", "O", "O"]
+    assert label(path, [path], names, line, alike, None, {id(choice) for choice in path}) == ["0", "0", "0"]
+
+
+def test_the_line_tells_the_case_of_a_word_that_does_not() -> None:
+    path = [Choice(piece(12 * i, 12 * i + width), None) for i, width in enumerate((5, 5, 9, 9))]
+    assert set_case(path, [path[:2], path[2:]], ["I", "L", "a", "n"], None) == ["l", "l", "a", "n"]
+    assert set_case(path, [path[:2], path[2:]], ["I", "L", "A", "N"], None) == ["I", "I", "A", "N"]
+
+
+def test_the_flat_end_of_a_stroke_is_no_piece() -> None:
+    mask = np.zeros((40, 110), bool)
+    mask[:, 4:8] = mask[:, 24:28] = mask[36:, 4:28] = mask[:4, 4:110] = True
+    pieces = cut_piece(Piece(Box(0, 0, 40, 110), mask, 1), 40)
+    assert len(pieces) >= 2
+    assert min(piece.box.height for piece in pieces) == 40
+    assert sum(int(piece.mask.sum()) for piece in pieces) == mask.sum()
+
+
+def test_characters_beside_the_sides_of_wide_cells_stay() -> None:
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 40)
+    page = Image.new("L", (1000, 100), 255)
+    pen = ImageDraw.Draw(page)
+    for left in (20, 340, 660):
+        pen.rectangle((left, 15, left + 320, 85), outline=90, width=2)
+        pen.text((left + 15, 50), "H E A", font=font, fill=0, anchor="lm")
+    [line] = find_lines(to_grey(page)).lines
+    assert len({piece.part for piece in line.pieces}) == 9
+
+
 def test_intervals_come_from_sources() -> None:
     good, bad = Result("one", 0, 10, False, 0.1), Result("other", 10, 10, False, 0.1)
     assert error_rate([good, bad, bad]) == 20 / 30
     assert interval([good] * 5) is None
     assert interval([good, bad]) == (0.0, 1.0)
     assert interval([good, good._replace(source="third")]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("name", "characters"), [("digits", "0123456789"), ("upper", "ABC"), ("?!", "?!")])
+def test_alphabets_have_names(name: str, characters: str) -> None:
+    arguments, _ = parse(["--image", "a.png", "--alphabet", name], None)
+    assert str(arguments.alphabet).startswith(characters)
+
+
+def test_an_alphabet_that_is_named_limits_the_answers(tmp_path: Path) -> None:
+    write(["IO2S"]).save(tmp_path / "a.png")
+    command = ["--model", str(MODEL), "--image", str(tmp_path / "a.png"), "--text", "--alphabet", "lower"]
+    assert inference.main([*command, "--output", str(tmp_path / "r.json")]) == 0
+    [row] = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert row["text"].isalpha()
+    assert row["text"].islower()

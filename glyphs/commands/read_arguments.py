@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import string
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ from glyphs.config import PREPROCESSING, Config
 
 TOP_K = 5
 DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
+ALPHABETS = {
+    "digits": string.digits,
+    "upper": string.ascii_uppercase,
+    "lower": string.ascii_lowercase,
+    "letters": string.ascii_letters,
+}
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -24,7 +31,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     how.add_argument("--model", type=Path, nargs="+", metavar="FILE", help=model)
     modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
-    how.add_argument("--alphabet", metavar="CHARACTERS", help="answer only these, such as 0123456789 (default: all)")
+    only = f"answer only these characters, such as 0123456789, or {', '.join(ALPHABETS)} (default: all)"
+    how.add_argument("--alphabet", type=alphabet, metavar="CHARACTERS", help=only)
     uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
     how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
     views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"
@@ -58,6 +66,11 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         {"batch_size": "pictures that the network sees at once"},
     )
     return parser
+
+
+def alphabet(text: str) -> str:
+    """The characters of an alphabet that is named, or the characters themselves."""
+    return ALPHABETS.get(text, text)
 
 
 def positive(text: str) -> int:

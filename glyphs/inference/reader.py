@@ -281,7 +281,8 @@ def label(
             back.append(list(range(len(kinds))))
             continue
         shared = share(choice.probabilities, alike)
-        emission, labels = [], []
+        emission: list[float] = []
+        labels: list[str] = []
         for own in columns:
             at = int(own[shared[own].argmax()]) if own.size else -1
             probability = float(shared[at]) if own.size else 0.0

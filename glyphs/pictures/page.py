@@ -531,7 +531,7 @@ def cut_piece(piece: Piece, height: float) -> list[Piece]:
         return [piece]
     columns = thin_columns(piece.mask, NARROWEST * height)
     edges = [0, *columns, piece.box.width]
-    pieces = []
+    pieces: list[Piece] = []
     for start, stop in itertools.pairwise(edges):
         mask = piece.mask[:, start:stop]
         rows = np.flatnonzero(mask.any(axis=1))
