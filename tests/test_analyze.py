@@ -236,6 +236,8 @@ def test_different_classes(exported: tuple[Path, Path], tmp_path: Path) -> None:
     comparator = ModelComparator([exported[0], digits], "cpu", batch_size=4)
     measured = comparator.compare(made_images(), NAMES, "made")
     assert "accuracy" in measured.models[0]
+    in_floats = [(images.float() / 255, labels) for images, labels in made_images()]
+    assert comparator.compare(in_floats, NAMES, "made").models[0]["loss"] == measured.models[0]["loss"]
     assert "accuracy" not in measured.models[1]
     assert measured.models[1]["parameters"] > 0
     note = "B knows 10 classes, the test images have 47 others: its accuracy cannot be measured on them"

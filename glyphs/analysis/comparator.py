@@ -13,10 +13,12 @@ from torch import Tensor
 from glyphs.analysis.analyzer import ModelAnalyzer, measure
 from glyphs.analysis.comparison import COSTS, MEASURED, SPEEDS, STORED, Comparison, differences, pareto_front
 from glyphs.config import Config
-from glyphs.data.protocols import Loader
+from glyphs.data.protocols import Loader, run_model
 from glyphs.errors import CheckpointError, ConfigError
+from glyphs.evaluation.evaluator import as_bytes
 from glyphs.evaluation.metrics import Evaluation, metrics
 from glyphs.files import valid_utf8
+from glyphs.inference.predictor import Floats
 from glyphs.progress import progress
 from glyphs.timing import UNSTEADY_WORDS, unsteady
 
@@ -133,13 +135,18 @@ class ModelComparator:
             )
         logits: dict[str, list[Tensor]] = {id: [] for id in chosen}
         labels = []
-        for images, truth in progress(loader, desc="comparing", unit="batch"):
-            labels.append(truth.cpu())
-            pixels = images.cpu().numpy()
-            for id, network in chosen.items():
+
+        def answers(images: Tensor) -> list[Floats]:
+            pixels = as_bytes(images).numpy()  # what networks ask for, and what not every loader gives
+            return [network(pixels) for network in chosen.values()]
+
+        answered_batches = run_model(answers, progress(loader, desc="comparing", unit="batch"), torch.device("cpu"))
+        for _, truth, answered in answered_batches:
+            labels.append(truth)
+            for id, probabilities in zip(chosen, answered, strict=True):
                 # Log-probabilities are logits; the smallest float keeps 0 finite.
-                probabilities = torch.from_numpy(np.asarray(network(pixels), np.float32))
-                logits[id].append(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log())
+                known = torch.from_numpy(np.asarray(probabilities, np.float32))
+                logits[id].append(known.clamp_min(torch.finfo(torch.float32).tiny).log())
         found = {}
         for id, batches in logits.items():
             evaluation = Evaluation(class_names, torch.cat(batches), torch.cat(labels), None)
