@@ -2,18 +2,20 @@
 
     python benchmarks/pictures.py --model CHECKPOINT.pth --data-dir DIR
 
-Prints four tables: accuracy on photographs and drawings (the files at odd places in path order; the even ones were
-for development), how often an EMNIST image that was made into a picture keeps its prediction, how often something
+Prints four tables: accuracy on photographs, drawings and single characters of users (those that pretrained/glyphs47.pth
+was not trained on), how often an EMNIST image that was made into a picture keeps its prediction, how often something
 that is not one character is answered, and what preprocessing costs.  Everything random comes from --seed.
 """
 
 import argparse
+import csv
 import io
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +35,14 @@ Rng = np.random.Generator
 
 BATCH = 256
 JPEG_QUALITY = 50
+HELD_OUT_USERS = {
+    "PikachuNemo/Handwritten_character_recognition",
+    "Prince001194/Handwritten-character-recognizer",
+    "ZzYyPp47/EMNIST_Recognition_with_CNN",
+    "ahmedsaad123456/Handwritten_Alphabets_Predictions",
+    "bmitt/emnist_ocr",
+    "yashveersinghsohi/OCR_HandWritten_Form",
+}
 NOISE = 0.06  # standard deviation of the noise that the degraded round trip adds, of full brightness 1
 PAGE = 256  # pixels a side of what is not a character
 
@@ -54,13 +64,36 @@ def share(hits: NDArray[np.bool_]) -> str:
     return f"{rate * 100:6.2f} ± {math.sqrt(rate * (1 - rate) / len(hits)) * 100:4.2f} %"
 
 
-# ---- Photographs and drawings ----
+# ---- Photographs, drawings and users' pictures ----
 
 
-def files_of(data_dir: Path, kind: str, parity: int) -> list[Path]:
-    """Every other picture of a kind, in the order of the paths as strings."""
-    names = sorted(str(path.relative_to(data_dir)) for path in (data_dir / kind).rglob("*.png"))
-    return [data_dir / name for name in names[parity::2]]
+class Picture(NamedTuple):
+    """A picture of one character."""
+
+    path: Path
+    kind: str  # of the users' pictures, how they were made
+    held_out: bool  # from the training of the weights in the box
+
+
+def list_pictures(data_dir: Path, kind: str) -> list[Picture]:
+    """All pictures of a kind: "photos", "drawings" or "user_singles", the last only where the folder is there.
+
+    Held out are every fifth photograph of each character, the drawings of writers whose number ends in 4, and all
+    pictures of the users in `HELD_OUT_USERS`.
+    """
+    folder = data_dir / kind
+    if kind == "user_singles":
+        if not folder.exists():
+            return []
+        with (folder / "sources.tsv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        return [Picture(folder / row["file"], row["kind"], row["source"] in HELD_OUT_USERS) for row in rows]
+    found = []
+    for character in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for place, path in enumerate(sorted(character.glob("*.png"))):
+            held_out = place % 5 == 0 if kind == "photos" else path.stem.endswith("4")
+            found.append(Picture(path, kind, held_out))
+    return found
 
 
 def true_class(path: Path, names: list[str]) -> int:
@@ -69,15 +102,18 @@ def true_class(path: Path, names: list[str]) -> int:
     return names.index(character if character in names else character.upper())
 
 
-def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, parity: int) -> None:
-    print(f"\nAccuracy on pictures at {'odd' if parity else 'even'} places, {len(names)} classes")
-    for kind in ("photos", "drawings"):
-        paths = files_of(data_dir, kind, parity)
-        glyphs = [preprocess(path) for path in paths]
-        truth = np.array([true_class(path, names) for path in paths])
-        refused = {s: sum(glyph.status == s for glyph in glyphs) for s in ("no_glyph", "several_glyphs")}
+def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path) -> None:
+    print(f"\nAccuracy on pictures that the weights in the box were not trained on, {len(names)} classes")
+    for folder in ("photos", "drawings", "user_singles"):
+        chosen = [picture for picture in list_pictures(data_dir, folder) if picture.held_out]
+        glyphs = [preprocess(picture.path) for picture in chosen]
+        truth = np.array([true_class(picture.path, names) for picture in chosen])
         hits = predict(model, glyphs) == truth
-        print(f"  {kind:9}{share(hits)} of {len(paths):,}; {refused}")
+        kinds = sorted({picture.kind for picture in chosen} - {folder})
+        for name in ([folder] if chosen else []) + kinds:
+            of_kind = np.array([name in (folder, picture.kind) for picture in chosen])
+            refused = sum(glyph.status != "ok" for glyph, here in zip(glyphs, of_kind, strict=True) if here)
+            print(f"  {name:14}{share(hits[of_kind])} of {of_kind.sum():,}; refused {refused}")
 
 
 # ---- EMNIST images made into pictures ----
@@ -239,7 +275,7 @@ def speed(data_dir: Path, images: Bytes) -> None:
     print("\nPreprocessing of one decoded picture, median of 50")
     cases: dict[str, list[Image.Image]] = {"28x28 in EMNIST's form": [Image.fromarray(image) for image in images[:50]]}
     for kind in ("photos", "drawings"):
-        opened = [Image.open(path).convert("RGB") for path in files_of(data_dir, kind, 1)[::10][:50]]
+        opened = [Image.open(picture.path).convert("RGB") for picture in list_pictures(data_dir, kind)[5::20][:50]]
         cases[f"{kind}, {opened[0].width}x{opened[0].height} and alike"] = opened
     for name, pictures in cases.items():
         print(f"  {name:36}{np.median(list(_times(pictures))) * 1e3:8.3f} ms")
@@ -255,8 +291,12 @@ def _times(pictures: list[Image.Image]) -> Iterator[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of a 47-class model")
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with EMNIST/raw, photos and drawings")
-    parser.add_argument("--development", action="store_true", help="use the files at even places")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        required=True,
+        help="folder with EMNIST/raw, photos, drawings and, where there are any, user_singles",
+    )
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="EMNIST test images for the round trip")
     parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each kind of non-character")
     parser.add_argument("--seed", type=int, default=0)
@@ -267,7 +307,7 @@ def main() -> None:
     images = read_idx(path, 3).transpose(1, 2).numpy()
     rng = np.random.default_rng(arguments.seed)
     images = images[rng.permutation(len(images))]
-    accuracy(model, names, arguments.data_dir, 0 if arguments.development else 1)
+    accuracy(model, names, arguments.data_dir)
     round_trip(model, images[: arguments.images], rng)
     wrong_answers(images, rng, arguments.count)
     speed(arguments.data_dir, images)
