@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
 SMOOTHING = 8  # steps on each side over which the curve is smoothed
-LEAST_FALL = 0.1  # of the loss; a fall of 0.01 was seen to suggest a rate at which nothing was learnt
+LEAST_FALL = 0.04  # of the loss: at the rate that a fall of 0.013 suggested nothing was learnt; a fall of 0.08 is one
 EDGE = 2  # steps from either end of the sweep where a fastest fall is not believed
 
 
