@@ -22,9 +22,9 @@ from torch import Tensor
 from enhanced_glyph_recognition import main
 from glyphs.commands.runs import REPORTS
 from glyphs.commands.train import confirmed
-from glyphs.distributed import Orders
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.files import claim_folder
+from glyphs.training.callbacks import EpochLine
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import Trainer
 from tests.conftest import emnist_paths, refused, write_emnist, write_idx
@@ -308,12 +308,12 @@ def test_without_a_terminal_the_suggestion_is_taken_and_said_so(
 def interrupt_after_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave an unfinished run in the folder."""
 
-    def save_and_stop(trainer: Trainer, orders: Orders) -> None:
+    def save_and_stop(line: EpochLine, trainer: Trainer) -> None:
         trainer.save()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_where_due", save_and_stop)
+        patch.setattr(EpochLine, "on_step_end", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             quick(folder, "--epochs", "2")
 
@@ -421,9 +421,9 @@ def test_resuming_a_finished_run_goes_on_to_its_evaluation(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "32"], "batch_size is 16 in the run to resume, but 32"),
-        (["--use-residual"], "use_residual is False in the run to resume, but True"),
-        (["--seed", "1"], "seed is 42 in the run to resume, but 1"),
+        (["--batch-size", "32"], "--batch-size is 16 in the run to resume, but 32"),
+        (["--use-residual"], "--use-residual is False in the run to resume, but True"),
+        (["--seed", "1"], "--seed is 42 in the run to resume, but 1"),
     ],
 )
 def test_a_resume_that_contradicts_the_run_is_refused(whole: Path, arguments: list[str], message: str) -> None:
