@@ -184,8 +184,10 @@ def test_images_of_different_sizes_are_not_kept() -> None:
 
 
 def test_wrong_class_count_is_a_checkpoint_error() -> None:
-    with pytest.raises(CheckpointError, match=r"47 classes apart, but the data has 62"):
-        Evaluator(EnhancedGlyphCNN(47, use_residual=False), [str(i) for i in range(62)])
+    with pytest.raises(CheckpointError, match=r"with \[1, 47\] numbers, but the data has 62 classes"):
+        Evaluator(EnhancedGlyphCNN(47, use_residual=False), [str(i) for i in range(62)]).evaluate(
+            [(torch.zeros(1, 1, 28, 28), torch.tensor([0]))]
+        )
 
 
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:
