@@ -231,7 +231,7 @@ def test_a_message_quotes_a_file_only_in_part(saved: Path) -> None:
     message = str(caught.value)
     assert len(message) < 1000
     assert message.startswith(f"{saved}: is damaged (device is 'xxx")
-    assert message.endswith("choose from auto, cpu, cuda)")
+    assert message.endswith("choose from auto, cpu, cuda, mps)")
 
 
 def test_refusal_never_advises_to_load_the_file_unsafely(tmp_path: Path) -> None:
