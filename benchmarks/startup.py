@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 # The script itself, but for its end: after one step.
 FIRST_STEP = """
 import os, sys
-from glyphs.train import Trainer
+from glyphs.training.trainer import Trainer
 whole_step = Trainer.train_step
 def step_and_end(*arguments):
     whole_step(*arguments)[0].item()

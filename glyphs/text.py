@@ -1,4 +1,13 @@
-"""Words for people: one line, a table, a cell of a spreadsheet."""
+"""Words for people: one line, a table, a cell of a spreadsheet, the name of an alphabet."""
+
+import string
+
+ALPHABETS = {
+    "digits": string.digits,
+    "upper": string.ascii_uppercase,
+    "lower": string.ascii_lowercase,
+    "letters": string.ascii_letters,
+}
 
 
 def one_line(text: str) -> str:
@@ -32,3 +41,8 @@ def csv_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     return ("'" if value.startswith(FORMULA_STARTS) else "") + one_line(value)
+
+
+def alphabet_of(text: str) -> str:
+    """The characters of an alphabet that is named, or the characters themselves."""
+    return ALPHABETS.get(text, text)

@@ -177,3 +177,8 @@ def test_compiling_compares_both_networks() -> None:
     for _, _, plain, compiled, gain, *_ in rows:
         rates = [int(each.split()[0].replace(",", "")) for each in (plain, compiled)]
         assert float(gain.rstrip("%")) == pytest.approx(100 * (rates[1] / rates[0] - 1), abs=0.5 + 300 / rates[0])
+
+
+def test_startup_reaches_the_first_training_step() -> None:
+    figures = table("benchmarks/startup.py", "--rounds", "1")
+    assert figures["to the end of the first training step, s"][0] > figures["inference.py --help, s beyond it"][0] > 0

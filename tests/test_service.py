@@ -484,6 +484,12 @@ def test_requests_that_come_together_get_their_own_answers(service: Running) -> 
             assert [each["label"] for each in row["top_k"]] == [each["label"] for each in other["top_k"]]
 
 
+def test_an_alphabet_may_be_named(service: Running) -> None:
+    named, spelled = (service.predict(png(3), f"?alphabet={each}&top_k=47")[1] for each in ("digits", "0123456789"))
+    assert named == spelled
+    assert len(named[0]["top_k"]) == 10
+
+
 def test_a_bug_shows_nothing_to_the_client(model: Path) -> None:
     code = f"""
         import sys

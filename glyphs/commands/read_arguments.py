@@ -2,21 +2,15 @@
 
 import argparse
 import os
-import string
 from pathlib import Path
 from typing import Any
 
 from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
 from glyphs.config import PREPROCESSING, Config
+from glyphs.text import ALPHABETS, alphabet_of
 
 TOP_K = 5
 DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
-ALPHABETS = {
-    "digits": string.digits,
-    "upper": string.ascii_uppercase,
-    "lower": string.ascii_lowercase,
-    "letters": string.ascii_letters,
-}
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -32,7 +26,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     only = f"answer only these characters, such as 0123456789, or {', '.join(ALPHABETS)} (default: all)"
-    how.add_argument("--alphabet", type=alphabet, metavar="CHARACTERS", help=only)
+    how.add_argument("--alphabet", type=alphabet_of, metavar="CHARACTERS", help=only)
     uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
     how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
     views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"
@@ -66,11 +60,6 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         {"batch_size": "pictures that the network sees at once"},
     )
     return parser
-
-
-def alphabet(text: str) -> str:
-    """The characters of an alphabet that is named, or the characters themselves."""
-    return ALPHABETS.get(text, text)
 
 
 def positive(text: str) -> int:

@@ -66,7 +66,7 @@ from glyphs.inference.predictor import (
 from glyphs.inference.rows import Prediction, Reading, json_row
 from glyphs.pictures.decode import MAX_PIXELS, open_picture
 from glyphs.process import SIGNALS
-from glyphs.text import one_line
+from glyphs.text import alphabet_of, one_line
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE = Path(__file__).parent / "page"
@@ -276,6 +276,7 @@ def view(predictor: GlyphPredictor, alphabet: str | None, min_confidence: float 
     """A predictor with a request's own options.  Raises ConfigError."""
     own = copy.copy(predictor)
     if alphabet is not None:
+        alphabet = alphabet_of(alphabet)
         chosen = choose_columns(own.class_names, alphabet)
         own.alphabet = frozenset(alphabet)
         own.columns = [own.columns[column] for column in chosen]
