@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.data.demo import render_demo
 from glyphs.data.emnist import CLASS_NAMES
@@ -51,6 +52,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small checkpoint and its export to ONNX, which takes seconds: tests that change them work on copies."""
     source = save_small_checkpoint(tmp_path_factory.mktemp("exported") / "small.pth")
     return source, export_model(source).path
+
+
+@pytest.fixture
+def shown_log() -> None:
+    """What the package logs goes to stderr, as in the scripts."""
+    show_log()
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from glyphs.data.protocols import fetch_steps
 from glyphs.errors import ConfigError, DataError, GlyphError
 from tests.conftest import assert_upright, emnist_paths, refused, write_emnist, write_idx
 
+pytestmark = pytest.mark.usefixtures("shown_log")
+
 CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
 
 

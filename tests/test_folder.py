@@ -34,6 +34,8 @@ from glyphs.pictures.glyph import Mode, preprocess
 from glyphs.training.checkpoint import load_checkpoint
 from tests.conftest import refused
 
+pytestmark = pytest.mark.usefixtures("shown_log")
+
 
 def draw(path: Path, character: str, number: int = 0) -> None:
     """A picture of the character in black on white, in a font that depends on the number."""

@@ -3,19 +3,20 @@
 import contextlib
 import hashlib
 import http.client
+import logging
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
-
-from tqdm import tqdm
+from typing import Any
 
 from glyphs.errors import DataError
 from glyphs.files import explain_write_error
+from glyphs.progress import progress
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without a byte until a connection counts as broken
@@ -39,13 +40,13 @@ def download(url: str, path: Path, md5: str) -> None:
     """
     part = path.with_name(path.name + ".part")
     waits = iter(WAITS)
-    with only_if_used(part), tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as progress:
+    with only_if_used(part), progress(desc=path.name, unit="B", unit_scale=True) as bar:
         with explain_write_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             before = size_of(part)
             try:
-                fetch_rest(url, part, progress)
+                fetch_rest(url, part, bar)
                 break
             except (OSError, http.client.HTTPException) as error:
                 # A refusal is final, but for those of a server that is too busy.
@@ -56,9 +57,8 @@ def download(url: str, path: Path, md5: str) -> None:
                 if final or wait is None:
                     kept = f"; {size_of(part) / 1e6:,.0f} MB are kept, and gone on with the next time"
                     raise DataError(" ".join(str(error).split()) + kept * (size_of(part) > 0)) from None
-                print(
+                log.warning(
                     f"the connection broke after {size_of(part) / 1e6:,.0f} MB ({error}): trying again in {wait:g} s",
-                    file=sys.stderr,
                 )
                 time.sleep(wait)
         if digest(part) != md5:
@@ -68,7 +68,7 @@ def download(url: str, path: Path, md5: str) -> None:
             part.replace(path)
 
 
-def fetch_rest(url: str, part: Path, progress: "tqdm[NoReturn]") -> None:
+def fetch_rest(url: str, part: Path, bar: Any) -> None:
     """Append to the part what it lacks.  Raises OSError and HTTPException where the connection breaks."""
     start = size_of(part)
     request = urllib.request.Request(url, headers={"User-Agent": "glyphs"})
@@ -86,9 +86,9 @@ def fetch_rest(url: str, part: Path, progress: "tqdm[NoReturn]") -> None:
         if answer.status != 206 or resumed is None or int(resumed[1]) != start:
             start = 0  # the server gives the whole again
         length = answer.length  # None where it does not say
-        progress.total = None if length is None else start + length
-        progress.n = start
-        progress.refresh()
+        bar.total = None if length is None else start + length
+        bar.n = start
+        bar.refresh()
         with explain_write_error(part):
             file = part.open("r+b" if start else "wb")
         received = 0
@@ -99,7 +99,7 @@ def fetch_rest(url: str, part: Path, progress: "tqdm[NoReturn]") -> None:
                     file.write(chunk)
                     file.flush()
                 received += len(chunk)
-                progress.update(len(chunk))
+                bar.update(len(chunk))
         if length is not None and received < length:
             raise ConnectionError("the server hung up")
 

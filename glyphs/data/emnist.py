@@ -1,7 +1,7 @@
 """EMNIST: its classes, its files, and their download (arXiv 1702.05373)."""
 
+import logging
 import string
-import sys
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,8 @@ from glyphs.data.idx import read_idx
 from glyphs.distributed import in_turn
 from glyphs.errors import DataError
 from glyphs.files import explain_write_error, replace_file
+
+log = logging.getLogger(__name__)
 
 Part = Literal["train", "test"]
 
@@ -76,9 +78,8 @@ def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]
         raise DataError(f"{labels_path}: no image of class {', '.join(names[i] for i in empty)}; fetch it again")
     official = OFFICIAL_COUNTS[split][part == "test"]
     if len(labels) != official:
-        print(
+        log.warning(
             f"note: {images_path} holds {len(labels):,} images, not the official {official:,}",
-            file=sys.stderr,
         )
     return images.transpose(1, 2).unsqueeze(1).contiguous(), labels
 
@@ -112,7 +113,7 @@ def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]
     archive = raw / "gzip.zip"
     remedy = f"put that archive at {archive} by hand, or try the built-in set with --dataset demo"
     if not archive.exists() or digest(archive) != EMNIST.md5:
-        print(f"EMNIST {split} is not in {raw}: fetching {EMNIST.url} (562 MB)", file=sys.stderr)
+        log.info(f"EMNIST {split} is not in {raw}: fetching {EMNIST.url} (562 MB)")
         if archive.exists():  # as other programs leave it where they are interrupted
             with explain_write_error(archive):
                 archive.replace(f"{archive}.part")

@@ -10,8 +10,8 @@ time changed is looked at again.
 import contextlib
 import hashlib
 import json
+import logging
 import os
-import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -30,6 +30,8 @@ from glyphs.pictures.find import PictureFolder, is_folder, is_hidden
 from glyphs.pictures.glyph import SIDE, VERSION, Glyph, Mode, preprocess
 from glyphs.progress import progress
 from glyphs.randomness import address
+
+log = logging.getLogger(__name__)
 
 IMAGE_BYTES = SIDE * SIDE
 PIXELS = "glyphs.u8"
@@ -101,19 +103,17 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
         labels[places] = torch.tensor([p.label for p in pictures], dtype=torch.int64)
     if len(parts) == 1:
         test, train = hold_out(parts[0], labels, contents, TEST_SHARE, seed, "test")
-        print(
+        log.warning(
             f"note: {data_dir} has no test folder: {len(test):,} of {len(parts[0]):,} pictures are held out for the "
             "test",
-            file=sys.stderr,
         )
     else:
         train, test = parts
         copies = int(torch.isin(contents[test], contents[train]).sum())
         if copies:
-            print(
+            log.warning(
                 f"note: {copies:,} of {len(test):,} pictures in {roots[1]} are copies of pictures in {roots[0]}: "
                 "the test will look better than it is; remove them from one of the two",
-                file=sys.stderr,
             )
     if len(test) == 0:
         raise DataError(
@@ -211,10 +211,9 @@ class Store:
         if not (self.folder / SKIPPED).exists() or (self.folder / SKIPPED).read_bytes() != report:
             replace_file(self.folder / SKIPPED, report)  # else another process of the same run has
         if skipped:
-            print(
+            log.warning(
                 f"note: {len(skipped):,} of {len(pictures):,} pictures cannot be used, and are listed in "
                 f"{self.folder / SKIPPED}: {'; '.join(skipped[:2])}{'; ...' if len(skipped) > 2 else ''}",
-                file=sys.stderr,
             )
 
     def images(self) -> Tensor:
@@ -275,7 +274,7 @@ class Store:
                     break
                 if checksum != zlib.crc32(image, zlib.crc32(line[: line.rindex(b",")])):
                     again = len(content[end:].splitlines())
-                    print(f"note: {self.folder} is damaged: {again:,} pictures are prepared again", file=sys.stderr)
+                    log.warning(f"note: {self.folder} is damaged: {again:,} pictures are prepared again")
                     break
                 self._note(Key(name, size, time), which, problem)
                 end += len(line)
