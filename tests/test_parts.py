@@ -183,8 +183,8 @@ def test_pictures_that_change_meanwhile_are_refused(command: list[str], tmp_path
         together(command, output, 1)
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "inference.py"]
+def torchrun(*arguments: str, script: str = "inference.py") -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
@@ -205,3 +205,33 @@ def test_what_torchrun_cannot_share_is_said_once(command: list[str], tmp_path: P
     done = torchrun(*command, "--output", str(tmp_path / "x.csv"))
     assert done.returncode == 1  # torchrun's own
     assert done.stderr.count("error: torchrun: processes share --batch DIR into one --output FILE.jsonl") == 1
+
+
+ONE_FAILS = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import inference
+from glyphs.errors import DataError
+from glyphs.inference.predictor import GlyphPredictor
+
+def fail(*arguments, **options):
+    raise DataError("the disk of the second process is gone")
+
+if os.environ["RANK"] == "1":
+    GlyphPredictor.classify = fail
+sys.exit(inference.command())
+"""
+
+
+def test_one_process_that_fails_ends_all_with_its_message_and_the_same_command_goes_on(
+    command: list[str], tmp_path: Path
+) -> None:
+    (script := tmp_path / "one_fails.py").write_text(ONE_FAILS)
+    output = tmp_path / "x.jsonl"
+    done = torchrun(*command, "--output", str(output), script=str(script))
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("error: the disk of the second process is gone\n") == 1
+    assert output.read_bytes() == b""  # the rows that the first has are in its part
+    assert torchrun(*command, "--output", str(output)).returncode == 0
+    inference.main([*command, "--output", str(tmp_path / "alone.jsonl")])
+    assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
