@@ -165,7 +165,7 @@ class GlyphPredictor:
                 place = 0
                 while place < size:
                     started = time.monotonic()
-                    while place + len(ready) < size and time.monotonic() - started <= PATIENCE:
+                    while place + len(ready) < size and (not ready or time.monotonic() - started <= PATIENCE):
                         prepared = waiting.popleft().result()
                         queued -= len(prepared)
                         ready += prepared
