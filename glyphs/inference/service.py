@@ -244,8 +244,11 @@ class Engine:
         """Rank the probabilities of a job's images in its own alphabet."""
         if isinstance(outcome, Exception):
             return job, outcome
+        # The network has seen only those pictures that show a glyph.
+        rows = np.zeros((len(job.prepared), outcome.shape[1]))
+        rows[[prepared.pixels is not None for prepared in job.prepared]] = outcome
         own = copy.copy(job.predictor)
-        own.network = lambda _: outcome
+        own.network = lambda _: rows
         try:
             return job, list(own.classify(job.prepared, job.top_k))
         except Exception as error:
