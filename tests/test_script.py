@@ -37,7 +37,7 @@ SCRIPT = ROOT / "enhanced_glyph_recognition.py"
 # A light network and few images, in small batches: many steps at which to be interrupted.
 QUICK = ["--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
 # Enough of both for the loss to fall within the finder's sweep.
-FINDABLE = ["--max-train-images", "1000", "--batch-size", "32"]
+FINDABLE = ["--max-train-images", "2000", "--batch-size", "64"]
 TEST_IMAGES = 470
 DATA: list[str] = []  # where they lie: see demo_files
 
@@ -298,7 +298,7 @@ def test_without_a_terminal_the_suggestion_is_taken_and_said_so(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     quick(tmp_path, "--skip-eval", *FINDABLE, *arguments)
-    said = re.search(r"accepted without asking: training with (\S+)", capsys.readouterr().err)
+    said = re.search(r"accepted without asking: training with ([\d.e-]+)", capsys.readouterr().err)
     assert said
     used = load_checkpoint(tmp_path / "best_model.pth")["config"]["learning_rate"]
     assert used == pytest.approx(float(said[1]), rel=0.1)
