@@ -482,6 +482,7 @@ def test_cuda_where_there_is_none(tmp_path: Path) -> None:
 
 
 def test_missing_data_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glyphs.data.download.WAITS", (0.01,))
     monkeypatch.setattr("torchvision.datasets.EMNIST.url", "http://127.0.0.1:9/gzip.zip")
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/gzip\.zip .*by hand.*--dataset demo"):
         main(["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")])
