@@ -262,14 +262,16 @@ class GlyphPredictor:
     def probabilities(self, images: Bytes) -> Floats:
         """Those of the alphabet's classes, float64 [N, C], for images of uint8 [N, 1, 28, 28], batch by batch."""
         starts = range(0, len(images), self.batch_size)
-        return np.concatenate([self.of_alphabet(images[start : start + self.batch_size]) for start in starts])
+        batches = (images[start : start + self.batch_size] for start in starts)
+        return np.concatenate([self.of_alphabet(self.network(batch)) for batch in batches])
 
-    def of_alphabet(self, images: Bytes) -> Floats:
+    def of_alphabet(self, probabilities: Floats) -> Floats:
+        """A network's probabilities of all classes as those of the alphabet's, float64 [N, C]."""
         # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
-        probabilities = self.network(images)[:, self.columns].astype(np.float64) + 1e-300
-        if not np.isfinite(probabilities).all():
+        chosen = probabilities[:, self.columns].astype(np.float64) + 1e-300
+        if not np.isfinite(chosen).all():
             raise CheckpointError("the model's outputs are not finite: it is damaged")
-        shares: Floats = probabilities / probabilities.sum(axis=1, keepdims=True)
+        shares: Floats = chosen / chosen.sum(axis=1, keepdims=True)
         return shares
 
     def prepare_all(self, pictures: Sequence[tuple[str | None, Picture | PictureError]]) -> list[Prepared]:
@@ -295,22 +297,28 @@ class GlyphPredictor:
         is the same to the last bit.
         """
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
-        ranked: Iterator[tuple[Candidate, ...]] = iter(())
+        shares: Floats = np.empty((0, len(self.columns)))
         if seen:
             images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
             images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
-            ranked = self.rank(images, seen, top_k)
+            shares = self.of_alphabet(self.network(images))[seen]
+        return self.answers(part, shares, top_k)
+
+    def answers(
+        self, part: Sequence[Prepared], shares: Floats, top_k: int
+    ) -> Iterator[tuple[Prediction, Bytes | None]]:
+        """What these pictures show; `shares`, as of `of_alphabet`, float [N, C], has a row for each with pixels."""
+        ranked = self.rank(shares, top_k)
         for file, status, pixels, error in part:
             if pixels is None:
                 yield Prediction(file, status, error=error), None
             else:
                 yield self.answer(file, next(ranked)), pixels
 
-    def rank(self, images: Bytes, seen: Sequence[int], top_k: int) -> Iterator[tuple[Candidate, ...]]:
-        """The likeliest classes of those images, of uint8 [N, 1, 28, 28], and their probabilities over the alphabet."""
-        probabilities = self.of_alphabet(images)[seen]
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-        ranked = np.take_along_axis(probabilities, order, axis=1).round(DECIMALS)
+    def rank(self, shares: Floats, top_k: int) -> Iterator[tuple[Candidate, ...]]:
+        """The likeliest classes of each row of probabilities over the alphabet, float [N, C]."""
+        order = np.argsort(-shares, axis=1, kind="stable")[:, :top_k]
+        ranked = np.take_along_axis(shares, order, axis=1).round(DECIMALS)
         for columns, values in zip(order.tolist(), ranked.tolist(), strict=True):
             yield tuple(Candidate(self.class_names[c], p) for c, p in zip(columns, values, strict=True))
 

@@ -212,8 +212,8 @@ class Engine:
         else:
             if work:
                 self.ready.put(work)
-            else:
-                settle([done(NO_PROBABILITIES)])
+            else:  # nothing for the network to see
+                settle([(job, list(job.predictor.answers(job.prepared, NO_SHARES, job.top_k)))])
 
     def compute(self) -> None:
         while (work := self.ready.get()) is not None:
@@ -244,19 +244,15 @@ class Engine:
         """Rank the probabilities of a job's images in its own alphabet."""
         if isinstance(outcome, Exception):
             return job, outcome
-        # The network has seen only those pictures that show a glyph.
-        rows = np.zeros((len(job.prepared), outcome.shape[1]))
-        rows[[prepared.pixels is not None for prepared in job.prepared]] = outcome
-        own = copy.copy(job.predictor)
-        own.network = lambda _: rows
+        predictor = job.predictor
         try:
-            return job, list(own.classify(job.prepared, job.top_k))
+            return job, list(predictor.answers(job.prepared, predictor.of_alphabet(outcome), job.top_k))
         except Exception as error:
             return job, error
 
 
 Settled = tuple[Job, list[Answer] | Exception]
-NO_PROBABILITIES: Floats = np.empty((0, 0))
+NO_SHARES: Floats = np.empty((0, 0))
 
 
 def settle(results: Sequence[Settled]) -> None:
