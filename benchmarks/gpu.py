@@ -49,7 +49,7 @@ from glyphs.convolutions import WINOGRAD_FROM
 from glyphs.data.protocols import fetch_steps
 from glyphs.devices import autocast_dtype, choose_device, describe_device, limit_threads, use_deterministic_algorithms
 from glyphs.export import export_model
-from glyphs.inference.predictor import Network, load_checkpoint, load_onnx
+from glyphs.inference.predictor import Network, load_onnx, load_pth
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import run, say
 from glyphs.timing import time_networks
@@ -247,7 +247,7 @@ def prediction(device: torch.device, sizes: Sizes) -> None:
         onnx = export_model(path, "onnx", path.with_suffix(".onnx")).path
         cuda = device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         networks = {
-            "float32": load_checkpoint(path, device.type)[0],
+            "float32": load_pth(path, device.type)[0],
             "bfloat16": in_bfloat16(copy.deepcopy(load_model(path)[0]), device),
             f"ONNX on the {'GPU' if cuda else 'CPU'}": load_onnx(onnx, "cuda" if cuda else "cpu")[0],
         }

@@ -19,6 +19,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 PREPROCESSING = ("glyph", "plain")
 CLASS_PRIORS = ("data", "uniform")
 GROUPS = ("data", "model", "training", "augmentation", "run")  # of settings, as --help shows them
+EXPORT_FORMATS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}  # and their suffixes
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "above 0")
@@ -220,6 +221,11 @@ class Config:
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}: choose from {', '.join(sorted(known))}")
         return cls(**values)
+
+    @property
+    def data_name(self) -> str:
+        """What to call the data: the split of EMNIST, else the data set."""
+        return self.emnist_split if self.dataset == "emnist" else self.dataset
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict of every setting, fit for JSON."""

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glyphs.config import Config
+from glyphs.config import EXPORT_FORMATS, Config
 from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
-from glyphs.inference.predictor import ONNX_FORMAT, Bytes, Floats, Network, load_checkpoint, load_onnx, read_class_names
+from glyphs.inference.predictor import ONNX_FORMAT, Bytes, Floats, Network, load_onnx, load_pth, read_class_names
 from glyphs.inference.seal import seal
 from glyphs.model import Calibrated, as_floats
 from glyphs.pictures.glyph import Mode
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMATS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_TORCH = "2.8"  # the oldest that passes our tests; 2.6 fails, with onnxscript of its time and of today
 OPSET = 18  # the one that torch's operators are written in; no conversion, and old runtimes know it
@@ -148,7 +147,7 @@ def export_model(
     Parameters
     ----------
     source : a checkpoint (.pth).
-    format : a key of FORMATS; None for the one that the output's suffix names, else `onnx`.
+    format : a key of EXPORT_FORMATS; None for the one that the output's suffix names, else `onnx`.
     output : None for the checkpoint's name with the format's suffix.
     validation : images and labels to calibrate and judge `onnx-int8` on; see `glyphs.data.loaders.get_data_loaders`.
     force : keep a quantised model that lost more accuracy, or agrees less, than is allowed.
@@ -192,14 +191,14 @@ def choose_format(source: Path, format: str | None, output: Path | None) -> tupl
         raise ConfigError(f"{source}: is an export already; name the checkpoint (.pth) that it came from")
     if format is None:
         # The longest suffix that fits: NAME.int8.onnx is not a plain .onnx.
-        fitting = [name for name, suffix in FORMATS.items() if output and output.name.lower().endswith(suffix)]
+        fitting = [name for name, suffix in EXPORT_FORMATS.items() if output and output.name.lower().endswith(suffix)]
         if output and not fitting:
             raise ConfigError(f"{output}: no format has this suffix; choose .onnx or .pt2, or name one by --format")
-        format = max(fitting, key=lambda name: len(FORMATS[name]), default="onnx")
-    if format not in FORMATS:
-        raise ConfigError(f"there is no format {format!r}: choose from {', '.join(FORMATS)}")
-    suffix = Path(FORMATS[format]).suffix or FORMATS[format]
-    output = output or source.with_suffix(FORMATS[format])
+        format = max(fitting, key=lambda name: len(EXPORT_FORMATS[name]), default="onnx")
+    if format not in EXPORT_FORMATS:
+        raise ConfigError(f"there is no format {format!r}: choose from {', '.join(EXPORT_FORMATS)}")
+    suffix = Path(EXPORT_FORMATS[format]).suffix or EXPORT_FORMATS[format]
+    output = output or source.with_suffix(EXPORT_FORMATS[format])
     if output.suffix.lower() != suffix:
         raise ConfigError(f"{output}: a file of the format {format} ends in {suffix}; choose another --output")
     if output.is_dir():
@@ -337,7 +336,7 @@ def verify(
     ------
     GlyphError : it cannot be run, or its class names are not the checkpoint's.
     """
-    reference, names, mode, _ = load_checkpoint(source, "cpu", arch=arch)
+    reference, names, mode, _ = load_pth(source, "cpu", arch=arch)
     try:
         network, *said = load_pt2(aside) if format == "pt2" else load_onnx(aside, "cpu")[:3]
         if said != [names, mode]:
@@ -370,7 +369,7 @@ def export_int8(
 ) -> Exported:
     """Quantise the ONNX export, judge it on validation images, and write it where it is good enough."""
     names = content["class_names"]
-    (images, labels), (calibration, _) = hold_out(validation, config.seed)
+    (images, labels), (calibration, _) = divide_validation(validation, config.seed)
     with tempfile.TemporaryDirectory() as folder:
         log.info(f"converting {source} to onnx")
         plain = Path(folder) / "float.onnx"
@@ -415,7 +414,7 @@ def export_int8(
 Images = tuple[Bytes, NDArray[np.int64]]  # and their labels
 
 
-def hold_out(validation: Loader, seed: int) -> tuple[Images, Images]:
+def divide_validation(validation: Loader, seed: int) -> tuple[Images, Images]:
     """The validation images to judge on and those to calibrate with, at most half of all, drawn by the seed."""
     batches = list(validation)
     images = torch.cat([images for images, _ in batches]).cpu().numpy()

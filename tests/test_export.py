@@ -17,9 +17,10 @@ from onnx.reference import ReferenceEvaluator
 
 from glyphs import export
 from glyphs.analysis.analyzer import describe_onnx
+from glyphs.config import EXPORT_FORMATS
 from glyphs.data.loaders import TensorLoader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
-from glyphs.export import FORMATS, Exported, choose_format, export_model, load_pt2
+from glyphs.export import Exported, choose_format, export_model, load_pt2
 from glyphs.inference.predictor import load_onnx
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.timing import Timing
@@ -176,7 +177,7 @@ def test_an_export_that_is_not_the_model_gets_no_name(
         return honest(model, metadata)
 
     monkeypatch.setattr(export, name, lie)
-    output = tmp_path / f"small{FORMATS[format]}"
+    output = tmp_path / f"small{EXPORT_FORMATS[format]}"
     with refused(GlyphError, output, "not written", "differ"):
         export_model(source, format)
     assert files(tmp_path) == {"small.pth"}
@@ -229,7 +230,7 @@ def test_int8(exported: tuple[Path, Path], validation: TensorLoader, tmp_path: P
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in proto.graph.node}
     assert proto.graph.node[-1].op_type == "Softmax"  # not quantised: 256 steps would make most probabilities 0
     # The figures are those of the file, on the images that did not calibrate it.
-    (images, labels), (calibration, _) = export.hold_out(validation, 42)
+    (images, labels), (calibration, _) = export.divide_validation(validation, 42)
     assert not {image.tobytes() for image in images} & {image.tobytes() for image in calibration}
     answers, plain = (export.classify(load_onnx(path, "cpu")[0], images) for path in (output, exported[1]))
     assert measured.accuracy == (answers == labels).mean()

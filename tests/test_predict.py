@@ -20,6 +20,7 @@ from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.inference import predictor as predict
 from glyphs.inference.predictor import GlyphPredictor, relative_names
+from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
@@ -72,7 +73,7 @@ def test_path_image_array_and_open_file_are_one_picture(onnx_file: Path, tmp_pat
 
 
 def test_a_batch_keeps_order_and_goes_on_after_bad_pictures(onnx_file: Path, tmp_path: Path) -> None:
-    pictures: list[predict.Picture] = [draw_glyph(number) for number in range(9)]
+    pictures: list[Source] = [draw_glyph(number) for number in range(9)]
     pictures[3] = tmp_path / "missing.png"
     pictures[4] = tmp_path  # with the one before, a batch of two without anything for the network
     pictures[5] = tmp_path / "missing too.png"
@@ -88,7 +89,7 @@ def test_a_batch_keeps_order_and_goes_on_after_bad_pictures(onnx_file: Path, tmp
 def test_a_stream_reads_only_a_little_ahead(onnx_file: Path) -> None:
     read = 0
 
-    def endless() -> Iterator[tuple[str, predict.Picture]]:
+    def endless() -> Iterator[tuple[str, Source]]:
         nonlocal read
         for read in itertools.count(1):
             yield str(read), draw_glyph(read % 10)

@@ -1,4 +1,4 @@
-"""ModelAnalyzer and ModelComparator: what a model costs, and whether one is really better than another.
+"""ModelAnalyzer: what a model costs, layer by layer.
 
 A model is a checkpoint (.pth) or an .onnx export of this project.
 """
@@ -28,7 +28,7 @@ from glyphs.devices import describe_device
 from glyphs.errors import CheckpointError
 from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
-from glyphs.inference.predictor import Network, load_checkpoint, load_onnx, read_class_names
+from glyphs.inference.predictor import Network, load_onnx, load_pth, read_class_names
 from glyphs.inference.seal import check_seal
 from glyphs.model import Calibrated
 from glyphs.text import first_line, one_line, table
@@ -108,7 +108,7 @@ class ModelAnalyzer:
         # The CPU first: it is there always.
         self.devices = [device] if device != "auto" else ["cpu", *(["cuda"] if self._cuda_works() else [])]
         self.description = describe_onnx(self.path) if self.is_onnx else describe_checkpoint(self.path, arch)
-        load = load_onnx if self.is_onnx else functools.partial(load_checkpoint, arch=arch)
+        load = load_onnx if self.is_onnx else functools.partial(load_pth, arch=arch)
         self.networks: dict[str, Network] = {each: load(self.path, each)[0] for each in self.devices}
         self.class_names = self.description.class_names
 

@@ -60,11 +60,10 @@ def evaluate(
             f"{path} knows {len(known)} classes ({known[0]} to {known[-1]}), the data has {len(class_names)} "
             "others; choose the data that it was trained on with --dataset and --split"
         )
-    split = config.emnist_split if config.dataset == "emnist" else config.dataset
     evaluation = Evaluator(ViewAverage(model) if average_views else model, class_names, device).evaluate(loader)
     if rank() > 0:
         return
-    metrics = write_reports(evaluation, Path(config.output_dir), split=split, checkpoint=str(path))
+    metrics = write_reports(evaluation, Path(config.output_dir), split=config.data_name, checkpoint=str(path))
     print(
         f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
         f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
-from glyphs.config import Config
+from glyphs.config import EXPORT_FORMATS, Config
 from glyphs.errors import ConfigError
-
-FORMATS = ("onnx", "onnx-int8", "pt2")
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -26,7 +24,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     results.add_argument("--output", type=Path, metavar="FILE", help=output)
     formats = "of the export (default: the one of --output's suffix, else onnx); onnx-int8 needs --data-dir"
-    results.add_argument("--format", choices=FORMATS, help=formats)
+    results.add_argument("--format", choices=tuple(EXPORT_FORMATS), help=formats)
     force = "keep an onnx-int8 export that loses more accuracy than 0.2 points"
     results.add_argument("--force", action="store_true", help=force)
 

@@ -56,7 +56,7 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
         settings = data_settings(first.description.settings, first.path, given)
         with data_folder(settings):
             loader, class_names = get_test_loader(settings)
-        split = settings.emnist_split if settings.dataset == "emnist" else settings.dataset
+        split = settings.data_name
     comparison = comparator.compare(loader, class_names, split)
     if loader is not None:
         comparison.notes.extend(overlaps(comparator, settings, by_default="emnist_split" not in given))

@@ -18,9 +18,10 @@ from glyphs.config import Config
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import explain_write_error, valid_utf8
 from glyphs.inference.parts import Parts, parts_folder
-from glyphs.inference.predictor import GlyphPredictor, Picture, default_model, relative_names, save_pixels
+from glyphs.inference.predictor import GlyphPredictor, default_model, relative_names, save_pixels
 from glyphs.inference.reader import read_words
 from glyphs.inference.rows import ResultFile, Row, open_pipe, open_results, open_terminal
+from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder
 from glyphs.process import Interrupted, launched, say
 from glyphs.progress import line_above, progress
@@ -42,22 +43,21 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
             return read_together(arguments, config, rank(), world_size(), barrier)
     if shared(arguments) and parts_folder(arguments.output).exists():  # several processes have begun it
         return read_together(arguments, config, 0, 1, lambda: None)
-    top_k = None if arguments.text else arguments.top_k
-    if arguments.output:
-        rows = open_results(arguments.output, top_k)
-    else:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe(arguments.columns)
-
     if arguments.serve:
         from glyphs.inference.service import serve
 
         predictors = [make_predictor(model, arguments, config) for model in models_of(arguments)]
         serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))
         return 0
+    top_k = None if arguments.text else arguments.top_k
+    if arguments.output:
+        rows = open_results(arguments.output, top_k)
+    else:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe(arguments.columns)
     [model] = models_of(arguments)
     predictor = make_predictor(model, arguments, config)
-    images: list[tuple[str, Picture]] = [
+    images: list[tuple[str, Source]] = [
         (name, io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name) for name in arguments.image or ()
     ]
     folder = PictureFolder(arguments.batch) if arguments.batch else None
@@ -150,7 +150,7 @@ def read_together(
 
 
 def stream(
-    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Picture | PictureError]], arguments: argparse.Namespace
+    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Source | PictureError]], arguments: argparse.Namespace
 ) -> Iterable[tuple[Row, Any]]:
     """A row for each picture, and what the network saw of it where it shows one character."""
     if arguments.text:
@@ -160,7 +160,7 @@ def stream(
 
 def predict(
     predictor: GlyphPredictor,
-    pictures: Iterable[tuple[str, Picture | PictureError]],
+    pictures: Iterable[tuple[str, Source | PictureError]],
     arguments: argparse.Namespace,
     results: ResultFile,
 ) -> int:
@@ -196,13 +196,13 @@ def predict(
     return failed
 
 
-def draw(predictor: GlyphPredictor, picture: Picture, path: Path, arguments: argparse.Namespace) -> None:
+def draw(predictor: GlyphPredictor, picture: Source, path: Path, arguments: argparse.Namespace) -> None:
     """Draw a picture and its answers.  Raises PictureError."""
     (predictor.visualize_text if arguments.text else predictor.visualize)(picture, path, arguments.top_k)
 
 
 def draw_all(
-    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Picture | PictureError]], arguments: argparse.Namespace
+    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Source | PictureError]], arguments: argparse.Namespace
 ) -> None:
     """Draw each picture that can be read, a file each, under its name in the folder of --visualize."""
     targets = relative_names(arguments.image or ())

@@ -36,8 +36,8 @@ from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
 
-# What evaluation needs besides training; that one is missing should be known before the training.
 FAR = 10  # times: a learning rate that much above or below the one set is worth a word
+# What evaluation needs besides training; that one is missing should be known before the training.
 EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
 
 

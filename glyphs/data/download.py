@@ -58,7 +58,7 @@ def download(url: str, path: Path, md5: str) -> None:
                     kept = f"; {size_of(part) / 1e6:,.0f} MB are kept, and gone on with the next time"
                     raise DataError(" ".join(str(error).split()) + kept * (size_of(part) > 0)) from None
                 log.warning(
-                    f"the connection broke after {size_of(part) / 1e6:,.0f} MB ({error}): trying again in {wait:g} s",
+                    f"the connection broke after {size_of(part) / 1e6:,.0f} MB ({error}): trying again in {wait:g} s"
                 )
                 time.sleep(wait)
         if digest(part) != md5:

@@ -78,9 +78,7 @@ def load_emnist(data_dir: Path, split: str, part: Part) -> tuple[Tensor, Tensor]
         raise DataError(f"{labels_path}: no image of class {', '.join(names[i] for i in empty)}; fetch it again")
     official = OFFICIAL_COUNTS[split][part == "test"]
     if len(labels) != official:
-        log.warning(
-            f"note: {images_path} holds {len(labels):,} images, not the official {official:,}",
-        )
+        log.warning(f"note: {images_path} holds {len(labels):,} images, not the official {official:,}")
     return images.transpose(1, 2).unsqueeze(1).contiguous(), labels
 
 

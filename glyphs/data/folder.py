@@ -105,7 +105,7 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
         test, train = hold_out(parts[0], labels, contents, TEST_SHARE, seed, "test")
         log.warning(
             f"note: {data_dir} has no test folder: {len(test):,} of {len(parts[0]):,} pictures are held out for the "
-            "test",
+            "test"
         )
     else:
         train, test = parts
@@ -113,7 +113,7 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
         if copies:
             log.warning(
                 f"note: {copies:,} of {len(test):,} pictures in {roots[1]} are copies of pictures in {roots[0]}: "
-                "the test will look better than it is; remove them from one of the two",
+                "the test will look better than it is; remove them from one of the two"
             )
     if len(test) == 0:
         raise DataError(
@@ -213,7 +213,7 @@ class Store:
         if skipped:
             log.warning(
                 f"note: {len(skipped):,} of {len(pictures):,} pictures cannot be used, and are listed in "
-                f"{self.folder / SKIPPED}: {'; '.join(skipped[:2])}{'; ...' if len(skipped) > 2 else ''}",
+                f"{self.folder / SKIPPED}: {'; '.join(skipped[:2])}{'; ...' if len(skipped) > 2 else ''}"
             )
 
     def images(self) -> Tensor:

@@ -26,7 +26,7 @@ from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, pretrained_folder, replacing, valid_utf8
 from glyphs.inference.reader import read_page
-from glyphs.inference.rows import Candidate, Prediction, Reading, Status
+from glyphs.inference.rows import DECIMALS, Candidate, Prediction, Reading, Status
 from glyphs.inference.seal import check_seal
 from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
 from glyphs.pictures.glyph import SIDE, Mode, preprocess
@@ -35,13 +35,11 @@ from glyphs.text import first_line
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
-Picture = Source
 Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N, C]
 
 ONNX_FORMAT = "1"
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
 CHUNK = 8  # pictures that a thread prepares before it takes others
-DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
 
 
 class Loaded(NamedTuple):
@@ -103,7 +101,7 @@ class GlyphPredictor:
     ) -> None:
         path = default_model(average_views=average_views) if model is None else Path(model)
         if path.suffix.lower() != ".onnx":
-            loaded = load_checkpoint(path, device or "auto", average_views=average_views, arch=arch)
+            loaded = load_pth(path, device or "auto", average_views=average_views, arch=arch)
         elif average_views:
             raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
         else:
@@ -123,17 +121,17 @@ class GlyphPredictor:
         self.mode = mode or trained_with
         self.batch_size = batch_size
 
-    def predict(self, image: Picture, top_k: int = 5) -> Prediction:
+    def predict(self, image: Source, top_k: int = 5) -> Prediction:
         """What one picture shows; a picture that cannot be read is a `failed` prediction, not an exception."""
         [(prediction, _)] = self.classify([self.prepare(name_of(image), image)], top_k)
         return prediction
 
-    def predict_batch(self, images: Iterable[Picture], top_k: int = 5) -> list[Prediction]:
+    def predict_batch(self, images: Iterable[Source], top_k: int = 5) -> list[Prediction]:
         """What each picture shows, in their order.  For more than memory holds, see `stream`."""
         return [prediction for prediction, _ in self.stream(((name_of(image), image) for image in images), top_k)]
 
     def stream(
-        self, pictures: Iterable[tuple[str | None, Picture | PictureError]], top_k: int = 5
+        self, pictures: Iterable[tuple[str | None, Source | PictureError]], top_k: int = 5
     ) -> Iterator[tuple[Prediction, Bytes | None]]:
         """Predict any number of pictures, in order and in constant memory, reading ahead while the network computes.
 
@@ -175,7 +173,7 @@ class GlyphPredictor:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def visualize(self, image: Picture, path: str | Path = "prediction.png", top_k: int = 5) -> Prediction:
+    def visualize(self, image: Source, path: str | Path = "prediction.png", top_k: int = 5) -> Prediction:
         """Predict one picture, and draw it, what the network saw, and the likeliest classes into a PNG file.
 
         Raises
@@ -192,7 +190,7 @@ class GlyphPredictor:
         plot_prediction(picture, pixels, prediction.top_k, title, Path(path))
         return prediction
 
-    def visualize_text(self, image: Picture, path: str | Path = "prediction.png", top_k: int = 5) -> Reading:
+    def visualize_text(self, image: Source, path: str | Path = "prediction.png", top_k: int = 5) -> Reading:
         """Read one picture, and draw it with a box and a reading for each character into a PNG file.
 
         Raises
@@ -208,12 +206,12 @@ class GlyphPredictor:
         plot_reading(picture, found, reading.status.replace("_", " "), Path(path))
         return reading
 
-    def read(self, image: Picture, top_k: int = 5) -> Reading:
+    def read(self, image: Source, top_k: int = 5) -> Reading:
         """The text that one picture shows; a picture that cannot be read is a `failed` reading, not an exception."""
         return self.read_page(*self.find_page(name_of(image), image), top_k)
 
     def read_stream(
-        self, pictures: Iterable[tuple[str | None, Picture | PictureError]], top_k: int = 5
+        self, pictures: Iterable[tuple[str | None, Source | PictureError]], top_k: int = 5
     ) -> Iterator[Reading]:
         """Read any number of pictures, as `stream` predicts them."""
         pictures = iter(pictures)
@@ -230,7 +228,7 @@ class GlyphPredictor:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def find_page(self, name: str | None, picture: Picture | PictureError) -> tuple[str | None, Page | PictureError]:
+    def find_page(self, name: str | None, picture: Source | PictureError) -> tuple[str | None, Page | PictureError]:
         """The lines of ink in a picture, or why it cannot be read."""
         file = None if name is None else valid_utf8(name)
         try:
@@ -274,10 +272,10 @@ class GlyphPredictor:
         shares: Floats = chosen / chosen.sum(axis=1, keepdims=True)
         return shares
 
-    def prepare_all(self, pictures: Sequence[tuple[str | None, Picture | PictureError]]) -> list[Prepared]:
+    def prepare_all(self, pictures: Sequence[tuple[str | None, Source | PictureError]]) -> list[Prepared]:
         return [self.prepare(name, picture) for name, picture in pictures]
 
-    def prepare(self, name: str | None, picture: Picture | PictureError) -> Prepared:
+    def prepare(self, name: str | None, picture: Source | PictureError) -> Prepared:
         """Read a picture and bring it into the form that the network knows."""
         file = None if name is None else valid_utf8(name)
         try:
@@ -329,7 +327,7 @@ class GlyphPredictor:
         return Prediction(file, "ok", label, confidence, candidates)
 
 
-def name_of(image: Picture) -> str | None:
+def name_of(image: Source) -> str | None:
     """A picture's name, where it comes from a file."""
     return os.fspath(image) if isinstance(image, (str, Path)) else None
 
@@ -385,7 +383,7 @@ def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:
     return sorted(columns)
 
 
-def load_checkpoint(path: Path, device: str, *, average_views: bool = False, arch: str | None = None) -> Loaded:
+def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str | None = None) -> Loaded:
     """The network of a checkpoint on the device, with what its file says of it.
 
     Raises CheckpointError and ConfigError.

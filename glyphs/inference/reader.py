@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glyphs.errors import ConfigError, DataError
-from glyphs.inference.rows import Candidate, Character, TextLine, Word
+from glyphs.inference.rows import DECIMALS, Candidate, Character, TextLine, Word
 from glyphs.pictures.decode import Floats
 from glyphs.pictures.glyph import draw_ink
 from glyphs.pictures.page import Box, Line, Page, Piece, merge, union
@@ -339,7 +339,7 @@ def set_case(
             if name in BARS and box.width < BAR * box.height and not path[i].piece.dotted:
                 found[i] = "l" if small > len(sure) - small else "I"
                 continue
-            low = path[i].piece.box.height < SMALL_LETTER * tall
+            low = box.height < SMALL_LETTER * tall
             if sure and small != len(sure) - small:
                 lower = small > len(sure) - small and (low or i != span[0] or name not in SIZED)
             else:
@@ -401,9 +401,9 @@ def make_word(group: Sequence[Choice], letters: Sequence[str], names: Sequence[s
             characters.append(Character(name, None, box, ()))
             continue
         order = np.argsort(-choice.probabilities, kind="stable")[:top_k]
-        ranked = tuple(Candidate(names[i], round(float(choice.probabilities[i]), 6)) for i in order)
+        ranked = tuple(Candidate(names[i], round(float(choice.probabilities[i]), DECIMALS)) for i in order)
         column = columns.get(name, columns.get(name.swapcase()))
-        probability = 0.0 if column is None else round(float(choice.probabilities[column]), 6)
+        probability = 0.0 if column is None else round(float(choice.probabilities[column]), DECIMALS)
         characters.append(Character(name, probability, box, ranked))
     return Word("".join(letters), around([character.box for character in characters]), tuple(characters))
 

@@ -18,6 +18,7 @@ from glyphs.text import csv_cell, one_line
 Status = Literal["ok", "uncertain", "no_glyph", "several_glyphs", "failed"]
 TextStatus = Literal["ok", "uncertain", "no_glyph", "joined_script", "failed"]
 STDIN = "-"
+DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 ROW_START = b'{"file": '
 ROW_GROUP = 10_000  # rows of a .parquet file that are kept in memory
