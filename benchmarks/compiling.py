@@ -70,7 +70,7 @@ def main() -> None:
             steady = {trainer: seconds[WARM_UP:] for trainer, seconds in times.items()}
             rates = [[batch / each for each in seconds] for seconds in steady.values()]
             median, faster = (statistics.median(each) for each in steady.values())
-            compilation = sum(times[compiled][:WARM_UP]) - WARM_UP * faster
+            compilation = max(0.0, sum(times[compiled][:WARM_UP]) - WARM_UP * faster)
             earned = f"{batch * compilation / (median - faster):,.0f} images" if faster < median else "never"
             cells = [
                 "residual" if residual else "light",

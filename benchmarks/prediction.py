@@ -6,23 +6,31 @@ Writes 28x28 PNG files in EMNIST's form into a temporary folder.  For each model
 slows all of it: the network alone on one image and on a batch, also as a multiple of what its multiply-adds cost at the
 rate of the best matrix product; the network alone on all images; end to end, from a folder of files to rows in a .jsonl
 file.  Then, from command to answer: `inference.py` on one of the files, less the time that Python takes to start.
+
+    python benchmarks/prediction.py MODEL.onnx --busy 2
+
+measures instead how exports bear two other processes that never rest, with each of several times for which
+onnxruntime's threads wait in a busy loop; quiet and busy, and the times, take turns within each round.
 """
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.throughput import best_copy, best_matrix_product
+from benchmarks.throughput import best_copy, best_matrix_product, competing
 from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.cpus import usable_cpus
 from glyphs.data.demo import render_demo
@@ -35,6 +43,10 @@ from glyphs.timing import time_networks
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 BATCHES = (1, 128)
+# session.intra_op.spin_duration_us: how long a thread of onnxruntime (1.26 or newer) looks for work before it sleeps.
+WAITING = {"-1": "onnxruntime's own", "1000": "1,000 µs", "100": "100 µs (ours)", "0": "0 µs"}
+SECONDS_OF_CALLS = 0.5
+NAME_WIDTH = 60
 
 
 def write_pictures(folder: Path, count: int) -> NDArray[np.uint8]:
@@ -77,7 +89,39 @@ def digits(value: float) -> str:
 
 
 def show(name: str, values: list[float]) -> None:
-    print(f"{name:44}{digits(statistics.median(values)):>10}{digits(min(values)):>10}{digits(max(values)):>10}")
+    print(
+        f"{name:{NAME_WIDTH}}{digits(statistics.median(values)):>10}{digits(min(values)):>10}{digits(max(values)):>10}"
+    )
+
+
+def call_rate(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> float:
+    """Images a second."""
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < SECONDS_OF_CALLS:
+        session.run(None, {"images": images})
+        calls += 1
+    return calls * len(images) / elapsed
+
+
+def compare_waiting(model: str, competitors: int, rounds: int) -> None:
+    """Measure an export with and without competitors, for each way in which its threads can wait for each other."""
+    sessions = {}
+    for spinning in WAITING:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = usable_cpus()
+        options.add_session_config_entry("session.intra_op.spin_duration_us", spinning)
+        sessions[spinning] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    table: dict[tuple[int, str, str], list[float]] = defaultdict(list)
+    noise = {batch: np.random.default_rng(0).random((batch, 1, 28, 28), dtype=np.float32) for batch in BATCHES}
+    for number in range(1 + rounds):
+        for batch, (state, count) in itertools.product(BATCHES, (("quiet", 0), ("busy", competitors))):
+            for spinning, session in sessions.items():
+                with competing(count):
+                    rate = call_rate(session, noise[batch])
+                if number > 0:  # the first round warms up
+                    table[batch, state, spinning].append(rate)
+    for (batch, state, spinning), rates in table.items():
+        show(f"{Path(model).name}: {batch}, {state}, {WAITING[spinning]}", rates)
 
 
 def main() -> None:
@@ -85,10 +129,18 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help=".pth and .onnx files")
     parser.add_argument("--images", type=int, default=4000, help="pictures a round (default: 4000)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; the median is reported (default: 7)")
+    busy = "measure instead how .onnx files bear this many other processes that never rest: images/s"
+    parser.add_argument("--busy", type=int, metavar="N", help=busy)
     arguments = parser.parse_args()
 
+    if arguments.busy is not None:
+        print(f"CPU, {usable_cpus()} threads, onnxruntime {onnxruntime.__version__}, images/s")
+        print(f"{'':{NAME_WIDTH}}{'median':>10}{'lowest':>10}{'highest':>10}")
+        for model in arguments.models:
+            compare_waiting(model, arguments.busy, arguments.rounds)
+        return
     print(f"CPU, {usable_cpus()} threads, torch {torch.__version__}, {arguments.images:,} files of 28x28 pixels")
-    print(f"{'':44}{'median':>10}{'lowest':>10}{'highest':>10}")
+    print(f"{'':{NAME_WIDTH}}{'median':>10}{'lowest':>10}{'highest':>10}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "pictures")
         images = write_pictures(folder, arguments.images)

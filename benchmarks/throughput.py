@@ -54,7 +54,7 @@ COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}  # more than the caches hold
 WARM_UP_STEPS = 5
 OBVIOUS_STEPS = 2  # a round: one takes seconds on a CPU
 # GOMP_SPINCOUNT: how often a thread of GNU OpenMP looks for work before it sleeps.
-SPIN_COUNTS = {"300000": "OpenMP's own", "1000": "ours", "0": "as OMP_WAIT_POLICY=PASSIVE"}
+SPIN_COUNTS = {"300000": "OpenMP's own", "20000": "ours", "0": "as OMP_WAIT_POLICY=PASSIVE"}
 NETWORKS = {"residual": True, "light": False}
 
 

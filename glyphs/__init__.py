@@ -16,7 +16,7 @@ __version__ = "1.0.0"
 # this one first.  Its threads wait for each other in a busy loop, by default for so long that, where other programs
 # want the cores too, they mostly wait for threads that are not running (docs/PERFORMANCE.md, section on busy machines).
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ["GOMP_SPINCOUNT"] = "20000"
 
 PUBLIC_NAMES = {
     "Config": "glyphs.config",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.prediction import WAITING
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
@@ -60,7 +61,7 @@ def test_throughput_measures_training_beside_other_processes() -> None:
     assert list(figures) == names
     for network in ("residual", "light"):
         own = figures[f"{network}, busy, GOMP_SPINCOUNT=300000 (OpenMP's own)"]
-        ours = figures[f"{network}, busy, GOMP_SPINCOUNT=1000 (ours)"]
+        ours = figures[f"{network}, busy, GOMP_SPINCOUNT=20000 (ours)"]
         assert own[-1] == 100
         assert ours[-1] == pytest.approx(100 * ours[0] / own[0], rel=0.05)
 
@@ -91,6 +92,18 @@ def test_prediction_sets_a_network_against_its_own_arithmetic(tmp_path: Path) ->
     times = figures["small.pth: 128 at a time, ms"][0] / ideal
     assert figures["small.pth: 128, times the products' cost"][0] == pytest.approx(times, rel=0.05)
     assert figures["small.pth: end to end, pictures/s"][0] > 0
+
+
+def test_prediction_compares_ways_to_wait(tmp_path: Path) -> None:
+    path = save_small_onnx(tmp_path / "small.onnx")
+    figures = table("benchmarks/prediction.py", str(path), "--busy", "1", "--rounds", "1")
+    assert list(figures) == [
+        f"small.onnx: {batch}, {state}, {way}"
+        for batch in (1, 128)
+        for state in ("quiet", "busy")
+        for way in WAITING.values()
+    ]
+    assert all(rate > 0 for rates in figures.values() for rate in rates)
 
 
 def test_time_to_accuracy_stops_the_clock_at_the_target() -> None:

@@ -439,8 +439,11 @@ def load_onnx(path: Path, device: str) -> Loaded:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong with a model comes as an exception, too
     options.intra_op_num_threads = usable_cpus()
-    # Threads that wait in a busy loop take the cores from the programs, and the threads, that have work.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that wait in a busy loop take the cores from programs, and threads, that have work; but to be woken takes
+    # time as well (docs/PERFORMANCE.md, section on busy machines).
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
+    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 26):  # which does not know that
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Weights in further files would be looked up there, which fails: a model is one file, and reads no other.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     providers: list[Any] = ["CPUExecutionProvider"]
