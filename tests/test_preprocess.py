@@ -250,6 +250,22 @@ def test_ruled_and_squared_paper_is_no_part_of_the_glyph(shade: int, squared: bo
     assert likeness(pixels_of(page), EXPECTED) > 0.85
 
 
+@pytest.mark.parametrize("page", [255, 0])
+@pytest.mark.parametrize("paper", [110, 150, 190, 220])
+def test_a_photograph_pasted_on_a_page_is_looked_into(page: int, paper: int) -> None:
+    picture = Image.new("L", (600, 500), page)
+    picture.paste(draw(SEVEN).point(lambda value: value * paper // 255), (150, 120))
+    assert likeness(pixels_of(picture), EXPECTED) > 0.95
+
+
+def test_a_glyph_of_boxes_is_no_photograph() -> None:
+    box: Strokes = [[(0.1, 0), (0.9, 0), (0.9, 1), (0.1, 1), (0.1, 0)], [(0.1, 0.5), (0.9, 0.5)]]
+    for width in (4, 12, 20, 26):
+        pixels = pixels_of(draw(box, width=width))
+        assert pixels[13:15, 10:18].min() > 100  # the bar
+        assert pixels[8, 12:16].max() < 60  # the upper box is empty
+
+
 # ---- What is in EMNIST's form already ----
 
 

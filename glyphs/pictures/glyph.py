@@ -25,7 +25,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 Status = Literal["ok", "no_glyph", "several_glyphs"]
 Mode = Literal["glyph", "plain"]
 
-VERSION = 2  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
+VERSION = 3  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
 
 # EMNIST's form, measured on 103,739 images of it
 SIDE = 28
@@ -60,6 +60,12 @@ RULING_LEVEL = 0.12  # of the strongest ink
 THICKEST_RULING = 0.05  # share of the page
 LEAST_RULINGS = 2  # as strong as the pen: a single one may be the bar of a T
 LEAST_RULED = 64  # pixels; on a smaller page a stroke is as thin as a ruling
+
+# A photograph pasted on a page of one colour
+PASTED_CONTRAST = 0.04  # brightness between the page and the photograph's paper
+PASTED_SOLID = 0.8  # share of its box that shows paper: strokes fill less
+PASTED_WHOLE = 0.97  # likewise with what the paper encloses: a fat pen rounds its corners
+PASTED_EDGE = 0.04  # share of its longer side that its blurred edge may take up
 
 # Finding ink
 DENOISE = 0.004  # standard deviation of the first blur as a share of the page: 1.3 pixels of 320
@@ -182,6 +188,12 @@ def _find_glyph(grey: Floats) -> Glyph:
     if (rows.stop - rows.start, columns.stop - columns.start) != page.shape:
         rows, columns = (slice(math.ceil(line.start / scale), int(line.stop / scale)) for line in (rows, columns))
         return _find_glyph(grey[rows, columns])
+    pasted = _pasted(page)
+    if pasted is not None:
+        rows, columns = (slice(math.ceil(line.start / scale), int(line.stop / scale)) for line in pasted)
+        within = _find_glyph(grey[rows, columns])
+        if within.status != "no_glyph":
+            return within
     ink, noise = _ink(page)
     peak = float(ink.max())
     if peak < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
@@ -228,6 +240,26 @@ def _inside_lines(page: Floats) -> tuple[slice, slice]:
         last = len(lines) - _after_line(lines[::-1], peak)
         found.append(slice(first, last))
     return found[0], found[1]
+
+
+def _pasted(page: Floats) -> tuple[slice, slice] | None:
+    """The rows and columns within a photograph that was pasted on a page of one colour, float32 [H, W], if one was."""
+    border = _border(page)
+    colour = np.median(border)
+    if np.abs(border - colour).max() > PASTED_CONTRAST:
+        return None
+    off = np.abs(page - colour) > PASTED_CONTRAST
+    if not off.any():
+        return None
+    box = _box(off)
+    part = off[box]
+    edge = max(2, math.ceil(PASTED_EDGE * max(part.shape)))
+    if min(part.shape) - 2 * edge < SMALLEST_CELL or part.mean() < PASTED_SOLID:
+        return None
+    if ndimage.binary_fill_holes(part).mean() < PASTED_WHOLE:
+        return None
+    rows, columns = (slice(line.start + edge, line.stop - edge) for line in box)
+    return rows, columns
 
 
 def _after_line(off: Floats, peak: float) -> int:
