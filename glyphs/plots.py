@@ -127,7 +127,7 @@ def plot_confusion_matrix(
     normalized : show each row as percentages of its class, instead of counts.
     """
     size = len(counts)
-    labels, fonts = _labels(class_names)
+    labels, fonts = printable_labels(class_names)
     shown = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalized else counts.astype(float)
     diagonal = np.eye(size, dtype=bool)
     mistakes = np.where(diagonal, 0, shown)
@@ -209,7 +209,7 @@ def plot_per_class_accuracy(
     accuracies : float [C] in 0..1; anything for a class without images, which is listed last.
     counts : int [C], images of each class.
     """
-    labels, fonts = _labels(class_names)
+    labels, fonts = printable_labels(class_names)
     present = counts > 0
     mean = 100 * float(accuracies[present].mean())
     # From the bottom up: classes without images, then the worst to the best.
@@ -223,7 +223,7 @@ def plot_per_class_accuracy(
             if present[i]:
                 value = 100 * float(accuracies[i])
                 axes.barh(place, value, height=0.76, color=SKY if value >= mean else ORANGE)
-                axes.hlines(place, *_wilson(value, int(counts[i])), color=DARK, linewidth=0.9)
+                axes.hlines(place, *wilson_interval(value, int(counts[i])), color=DARK, linewidth=0.9)
                 note = f"{value:5.1f} %  n = {counts[i]:{digits},}"
             axes.text(101, place, note, va="center", fontsize=min(9, row * 46), fontfamily=LABEL_FONTS[0])
         axes.axvline(mean, color=DARK, linestyle="--", linewidth=1)
@@ -242,7 +242,7 @@ def plot_per_class_accuracy(
     return figure
 
 
-def _wilson(percent: float, n: int) -> tuple[float, float]:
+def wilson_interval(percent: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a rate in percent over n images (Wilson 1927), which holds near 100 % too."""
     interval = binomtest(round(percent / 100 * n), n).proportion_ci(method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
@@ -342,7 +342,7 @@ def plot_misclassified(
         with _picture(path, 6, 1.5) as figure:
             figure.text(0.5, 0.5, "No mistakes", ha="center", va="center", fontsize=16, color=GREEN)
         return figure
-    labels, fonts = _labels([*true_names, *predicted_names])
+    labels, fonts = printable_labels([*true_names, *predicted_names])
     longest = max(map(len, labels))
     between, after = (" ", "  ") if longest <= SHORT_LABEL else ("\n", "\n")
     columns = min(SHEET_COLUMNS, len(images))
@@ -381,7 +381,7 @@ def plot_prediction(
     if not preview.mode.startswith(("I", "F")):  # those have no fixed range: imshow finds it
         preview = preview.convert("RGBA")
     preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    (heading, *labels), fonts = _labels([title, *(label for label, _ in top_k)])
+    (heading, *labels), fonts = printable_labels([title, *(label for label, _ in top_k)])
     with _picture(path, 10, max(3.6, 0.3 * len(top_k) + 1.2)) as figure:
         original, seen, bars = figure.subplots(1, 3)
         original.imshow(preview, cmap="gray")
@@ -418,7 +418,7 @@ def plot_reading(
     """
     if not picture.mode.startswith(("I", "F")):
         picture = picture.convert("RGBA")
-    labels, fonts = _labels([label for label, _, _ in characters])
+    labels, fonts = printable_labels([label for label, _, _ in characters])
     width, height = picture.size
     with _picture(path, 12, min(12, max(2, 12 * height / width + 0.6))) as figure:
         axes = figure.subplots()
@@ -443,7 +443,7 @@ def plot_analysis(
     blocks : from the input to the output.
     amounts : for each quantity a number for each block, in any unit; a quantity of zeros only was not measured.
     """
-    labels, fonts = _labels(blocks, 24)
+    labels, fonts = printable_labels(blocks, 24)
     measured = {quantity: values for quantity, values in amounts.items() if sum(values) > 0}
     height = 0.8 / max(1, len(measured))
     with _picture(path, 8, 0.52 * len(blocks) + 1.5) as figure:
@@ -463,7 +463,7 @@ def plot_analysis(
         axes.legend(frameon=False, loc="best")
         *most, last = measured
         what = f"{', '.join(most)} and {last}" if most else last
-        figure.suptitle(f"Where {what} of {_labels([name], 40)[0][0]} go", fontsize=13)
+        figure.suptitle(f"Where {what} of {printable_labels([name], 40)[0][0]} go", fontsize=13)
     return figure
 
 
@@ -508,7 +508,7 @@ def plot_comparison(
         for axes, (title, values, front) in zip(panels, fronts, strict=False):
             assert quality is not None  # else there would be no panel for them
             _scatter_front(axes, title, values, quality, front, letters)
-        names, fonts = _labels([name for _, name in models], 40)
+        names, fonts = printable_labels([name for _, name in models], 40)
         legend = "      ".join(f"{letter}: {_within(name)}" for letter, name in zip(letters, names, strict=True))
         figure.suptitle(textwrap.fill(legend, 150), fontsize=10, fontfamily=fonts)
     return figure
@@ -625,7 +625,7 @@ def _picture(path: Path | None, width: float, height: float) -> Iterator[Figure]
         replace_file(path, buffer.getvalue())
 
 
-def _labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[list[str], list[str]]:
+def printable_labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[list[str], list[str]]:
     """What to print for each name, and the fonts to print them all with, each a fallback for those before it.
 
     Of a name with more characters than `longest` the middle is left out.  A character that no installed font has is

@@ -1,13 +1,22 @@
-"""What the tests share: tiny EMNIST files, a tiny configuration, the demo set and the real data."""
+"""What the tests share: tiny EMNIST files, a tiny configuration, the demo set, the real data, programs that run."""
 
 import contextlib
+import errno
 import gzip
+import http.client
+import io
+import json
+import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +61,61 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small checkpoint and its export to ONNX, which takes seconds: tests that change them work on copies."""
     source = save_small_checkpoint(tmp_path_factory.mktemp("exported") / "small.pth")
     return source, export_model(source).path
+
+
+class Disk:
+    """Stands between `Path.open` and the disk, which fills up or may only be read when a test wishes.
+
+    Attributes
+    ----------
+    writes : how often something was written in the last context of `watched`.
+    """
+
+    def __init__(self) -> None:
+        self.real_open = Path.open
+        self.writes = 0
+        self.room = math.inf  # writes until the disk is full
+        self.read_only = False
+
+    @contextlib.contextmanager
+    def watched(self, *, room: float = math.inf, read_only: bool = False) -> Iterator[None]:
+        """While it lasts, the write after `room` others and all later ones fail, or no file is opened to be written."""
+        self.writes, self.room, self.read_only = 0, room, read_only
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                Path, "open", lambda path, mode="r", *rest, **options: self.open(path, mode, *rest, **options)
+            )
+            yield
+
+    def open(self, path: Path, mode: str, *rest: Any, **options: Any) -> Any:
+        if not set(mode) & set("wax+"):
+            return self.real_open(path, mode, *rest, **options)
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        file = FileOnDisk(path, mode.replace("b", ""))
+        file.disk = self
+        if options.get("buffering") == 0:
+            return file
+        return io.BufferedRandom(file) if "+" in mode else io.BufferedWriter(file)
+
+
+class FileOnDisk(io.FileIO):
+    """A file on a disk that fills up: of the write that meets its end, half comes through."""
+
+    disk: Disk
+
+    def write(self, data: Any) -> int:
+        self.disk.writes += 1
+        if self.disk.writes == self.disk.room + 1:
+            data = memoryview(data)[: len(data) // 2]
+        elif self.disk.writes > self.disk.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data) or 0
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
 
 
 @pytest.fixture
@@ -143,3 +207,74 @@ def assert_upright(images: Tensor, labels: Tensor, names: Sequence[str]) -> None
     eff = mean_of("F")
     empty = eff[14:, 14:].sum()  # the one quarter of an F without ink
     assert all(empty < quarter.sum() for quarter in (eff[:14, :14], eff[:14, 14:], eff[14:, :14]))
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """Start two processes of a script, or of `-m MODULE`, with these arguments, in the repository's root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str, str]:
+    """The exit status of a process and what it said, which is over soon even where it hangs."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+@dataclass
+class Running:
+    """A service that runs, where it listens, and what it may ask of its clients."""
+
+    process: subprocess.Popen[str]
+    port: int
+    said: str
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, body (decoded where it is JSON) and headers, names in lower case."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, json.loads(content) if names["content-type"] == "application/json" else content, names
+
+    def predict(self, body: bytes, query: str = "", kind: str = "image/png") -> tuple[int, Any, dict[str, str]]:
+        return self.ask("POST", f"/predict{query}", body, {"content-type": kind})
+
+    def raw(self, sent: bytes, half_close: bool = False) -> bytes:
+        """All that comes back for these bytes, until the service closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            connection.sendall(sent)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@contextlib.contextmanager
+def running(*command: object) -> Iterator[Running]:
+    """Start a service and wait until it says where it listens."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    try:
+        said = process.stderr.readline()
+        found = re.search(r"serving on http://[^:]+:(\d+)/", said)
+        assert found, said + process.stderr.read()
+        yield Running(process, int(found[1]), said)
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,6 +1,7 @@
-"""Models and pictures small enough for quick tests."""
+"""Models, pictures and trainings small enough for quick tests, and how two trainings are compared."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from glyphs.config import Config
 from glyphs.data.emnist import CLASS_NAMES
+from glyphs.data.loaders import Augmentation, TensorLoader
+from glyphs.data.protocols import Batch
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import save_checkpoint
+from glyphs.training.checkpoint import load_checkpoint, save_checkpoint
+from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
 
 NAMES = CLASS_NAMES["balanced"]
 
@@ -63,3 +68,93 @@ def draw_glyph(number: int = 0) -> Image.Image:
     picture = Image.new("L", (80, 80), 255)
     ImageDraw.Draw(picture).line(corners, fill=0, width=6)
     return picture
+
+
+CLASSES = ["a", "b", "c"]  # of `make_images`
+
+
+def make_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise with a bright bar whose height tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(CLASSES), (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 4 + 8 * int(label) : 9 + 8 * int(label)] += 150
+    return images, labels
+
+
+def make_loaders() -> tuple[TensorLoader, TensorLoader]:
+    return (
+        TensorLoader(*make_images(80, 1), 16, shuffle_seed=7, augmentation=Augmentation(10, 5, 0.05)),
+        TensorLoader(*make_images(30, 2), 16),
+    )
+
+
+def make_config(folder: Path, **settings: Any) -> Config:
+    return Config.from_dict(
+        {"use_residual": False, "batch_size": 16, "num_epochs": 3, "learning_rate": 0.01, "device": "cpu"}
+        | {"output_dir": str(folder)}
+        | settings
+    )
+
+
+def all_state(folder: Path) -> dict[str, Any]:
+    """Everything two runs that did the same must agree on."""
+    latest = load_checkpoint(folder / LATEST_CHECKPOINT)
+    rows = [{k: v for k, v in row.items() if "second" not in k} for row in latest["training"]["history"]]
+    best = load_checkpoint(folder / BEST_MODEL)["model"]
+    return {"latest": latest["model"], "optimizer": latest["training"]["optimizer"], "best": best, "rows": rows}
+
+
+def assert_identical(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_identical(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_identical(a, b)
+    else:
+        assert one == other
+
+
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    return float(torch.cat([(one[name] - other[name]).flatten().double() for name in one]).norm())
+
+
+class StopAt:
+    """A loader that lets the trainer believe a signal came while it fetches the given step of the given epoch."""
+
+    def __init__(self, loader: TensorLoader, epoch: int, step: int) -> None:
+        self.loader, self.when = loader, (epoch, step)
+        self.trainer: Trainer | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def seek(self, epoch: int, first_step: int) -> None:
+        self.loader.seek(epoch, first_step)
+
+    def fingerprint(self) -> int:
+        return self.loader.fingerprint()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step, batch in enumerate(self.loader, self.loader.first_step):
+            if self.trainer is not None and (self.loader.epoch, step) == self.when:
+                self.trainer.signals.received = 15
+            yield batch
+
+
+class Frozen(EnhancedGlyphCNN):
+    """Batch norm with fixed statistics and no dropout, so that how a batch is divided does not matter."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.distributed as dist
@@ -46,9 +47,8 @@ from glyphs.training.checkpoint import load_checkpoint, load_model
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
-from tests.conftest import refused, write_emnist
-from tests.test_distributed import Frozen, distance, finish, torchrun
-from tests.test_train import StopAt, make_images
+from tests.conftest import finish, refused, torchrun, write_emnist
+from tests.small import Frozen, StopAt, distance, make_images
 
 # cuBLAS reads it when it first starts, which in one process of tests is long before the test that needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -217,7 +217,7 @@ def test_no_step_waits_for_the_device(
         with pytest.raises(RuntimeError, match="synchronizing"), waits_forbidden():
             trainer.own_stats.sum().item()  # so it would have been noticed
     trainer.step = len(trainer.own_stats)
-    assert trainer._summarise_steps()[2] == len(demo("train")[1])
+    assert trainer.step_stats().images.sum() == len(demo("train")[1])
 
 
 def test_out_of_memory_names_the_next_batch_size_and_leaves_the_device_usable(tmp_path: Path) -> None:
@@ -331,8 +331,6 @@ def test_the_analysis_times_the_device(trained: Path) -> None:
 def test_an_export_of_a_model_from_the_device_agrees_with_it(
     trained: Path, tmp_path: Path, test_images: np.ndarray[Any, Any]
 ) -> None:
-    import onnxruntime
-
     path = export_model(trained, "onnx", tmp_path / "model.onnx").path
     expected = GlyphPredictor(trained, DEVICE.type).probabilities(test_images)
     on_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -5,13 +5,11 @@
 runs one of the tasks below on them; the tests compare what they leave in the folder with what one process does.
 """
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +31,13 @@ from glyphs.process import Interrupted
 from glyphs.randomness import seed_everything
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
-from tests.conftest import ROOT, refused
-from tests.test_train import CLASSES, StopAt, make_images
+from tests.conftest import ROOT, finish, refused, torchrun
+from tests.small import CLASSES, Frozen, StopAt, distance, make_images
 
 pytestmark = pytest.mark.slow  # most of it: torchrun starts two processes, several times
 
 # 81 images in batches of 16: the last batch has one image, and the second of two processes none.
 IMAGES, BATCH = 81, 16
-
-
-class Frozen(EnhancedGlyphCNN):
-    """Batch norm with fixed statistics and no dropout, so that how a batch is divided does not matter."""
-
-    def train(self, mode: bool = True) -> "Frozen":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
 
 def loaders() -> tuple[TensorLoader, TensorLoader]:
@@ -140,26 +127,6 @@ def fail(folder: Path) -> None:
     barrier()
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    # One process needs no more than a few seconds; the test must end even where all of them hang.
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        stdout, stderr = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    return process.returncode, stdout, stderr
-
-
 def work(task: str, folder: Path) -> tuple[int, str, str]:
     return finish(torchrun("-m", "tests.test_distributed", task, str(folder)))
 
@@ -192,10 +159,6 @@ def results(computed: Path) -> list[dict[str, Any]]:
 def weights(folder: Path, name: str = LATEST_CHECKPOINT) -> dict[str, Tensor]:
     state: dict[str, Tensor] = load_checkpoint(folder / name)["model"]
     return state
-
-
-def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    return float(torch.cat([(one[name] - other[name]).flatten().double() for name in one]).norm())
 
 
 def test_the_gradients_are_those_of_one_process(results: list[dict[str, Any]], tmp_path: Path) -> None:

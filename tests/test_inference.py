@@ -370,8 +370,6 @@ def test_the_default_model_is_named(
 
 
 def test_public_names_are_imported_when_asked_for() -> None:
-    from glyphs.inference.predictor import GlyphPredictor
-
     assert getattr(inference, "GlyphPredictor") is GlyphPredictor  # noqa: B009 - mypy knows no PEP 562 names
     with pytest.raises(AttributeError, match="Nothing"):
         inference.Nothing  # noqa: B018

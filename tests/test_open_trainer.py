@@ -17,7 +17,7 @@ from glyphs.randomness import seed_everything
 from glyphs.training.callbacks import Callback, Run
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
-from tests.test_train import CLASSES, all_state, assert_identical, make_config, make_images, make_loaders
+from tests.small import CLASSES, all_state, assert_identical, make_config, make_images, make_loaders
 
 
 def plain_module() -> nn.Sequential:

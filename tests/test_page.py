@@ -13,8 +13,8 @@ from selenium.webdriver.chrome.service import Service as DriverService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from tests.conftest import ROOT
-from tests.test_service import Running, running
+from tests.conftest import ROOT, Running, running
+from tests.small import draw_glyph
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -149,8 +149,6 @@ def test_an_alphabet_narrows_the_answer(page: Page) -> None:
 
 
 def test_a_picture_is_chosen_and_a_correction_kept(page: Page, kept: Path, tmp_path: Path) -> None:
-    from tests.small import draw_glyph
-
     draw_glyph(5).resize((300, 300)).save(tmp_path / "picture.webp")
     page["file"].send_keys(str(tmp_path / "picture.webp"))
     page.wait(lambda: page["correct"].is_displayed())

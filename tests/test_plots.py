@@ -151,7 +151,7 @@ def test_per_class_accuracy_of_very_many_classes_shows_the_worst(
 
 @pytest.mark.parametrize(("rate", "n", "low", "high"), [(50, 10, 23.66, 76.34), (100, 10, 72.25, 100)])
 def test_wilson_interval(rate: float, n: int, low: float, high: float) -> None:
-    assert plots._wilson(rate, n) == pytest.approx((low, high), abs=0.01)  # Newcombe's worked figures
+    assert plots.wilson_interval(rate, n) == pytest.approx((low, high), abs=0.01)  # Newcombe's worked figures
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -221,7 +221,7 @@ def test_misclassified_with_odd_names(tmp_path: Path) -> None:
 
 
 def test_label_without_a_font_is_its_code_point() -> None:
-    labels, fonts = plots._labels(
+    labels, fonts = plots.printable_labels(
         ["\U000f0000", "A", "$", "a_name_that_is_much_too_long"]
     )  # private use: no font has it
     assert labels == ["U+F0000", "A", r"\$", "a_name_…too_long"]

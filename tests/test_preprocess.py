@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw
 from scipy import ndimage
 
+from glyphs.data.idx import read_idx
 from glyphs.errors import GlyphError, PictureError
 from glyphs.pictures.decode import MAX_PIXELS, Source, open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess
@@ -302,8 +303,6 @@ def test_a_faint_picture_of_28_pixels_is_stretched(inverted: bool) -> None:
 @needs_data
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_every_emnist_image_passes_through_bit_for_bit(part: str) -> None:
-    from glyphs.data.idx import read_idx
-
     path = Path(str(DATA_DIR)) / "EMNIST" / "raw" / f"emnist-balanced-{part}-images-idx3-ubyte.gz"
     images = read_idx(path, 3).transpose(1, 2).numpy()
     for image in images[:: 1 if part == "test" else 40]:

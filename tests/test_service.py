@@ -16,9 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,64 +24,15 @@ from PIL import Image
 
 import inference
 from benchmarks.service_torture import BROKEN, bomb
+from glyphs.errors import ConfigError
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.service import Limits
-from tests.conftest import ROOT, refused, run_python
+from tests.conftest import ROOT, Running, refused, run_python, running
 from tests.small import NAMES, draw_glyph, save_small_onnx
 
 PNG = "image/png"
 DOCUMENT = ROOT / "docs" / "SERVICE.md"
 POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-
-
-@dataclass
-class Running:
-    """A service that runs, where it listens, and what it may ask of its clients."""
-
-    process: subprocess.Popen[str]
-    port: int
-    said: str
-
-    def ask(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, Any, dict[str, str]]:
-        """Status, body (decoded where it is JSON) and headers, names in lower case."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            content = answer.read()
-            names = {name.lower(): value for name, value in answer.getheaders()}
-        return answer.status, json.loads(content) if names["content-type"] == "application/json" else content, names
-
-    def predict(self, body: bytes, query: str = "", kind: str = PNG) -> tuple[int, Any, dict[str, str]]:
-        return self.ask("POST", f"/predict{query}", body, {"content-type": kind})
-
-    def raw(self, sent: bytes, half_close: bool = False) -> bytes:
-        """All that comes back for these bytes, until the service closes the connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
-            connection.sendall(sent)
-            if half_close:
-                connection.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-@contextlib.contextmanager
-def running(*command: object) -> Iterator[Running]:
-    """Start a service and wait until it says where it listens."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr
-    try:
-        said = process.stderr.readline()
-        found = re.search(r"serving on http://[^:]+:(\d+)/", said)
-        assert found, said + process.stderr.read()
-        yield Running(process, int(found[1]), said)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def limited(model: Path, collect: Path | None = None, **limits: float) -> contextlib.AbstractContextManager[Running]:
@@ -636,8 +585,6 @@ def test_wrong_flags_are_refused(model: Path, tmp_path: Path, capsys: pytest.Cap
             inference.main(arguments)
         assert caught.value.code == 2
         assert fact in capsys.readouterr().err
-    from glyphs.errors import ConfigError
-
     (tmp_path / "file").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

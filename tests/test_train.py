@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from glyphs.config import Config
-from glyphs.data.loaders import Augmentation, TensorLoader
+from glyphs.data.loaders import TensorLoader
 from glyphs.data.protocols import Batch, Loader, fetch_steps
 from glyphs.devices import use_deterministic_algorithms
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
@@ -24,38 +24,13 @@ from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import Interrupted
 from glyphs.randomness import seed_everything
 from glyphs.training import trainer as trainer_module
+from glyphs.training.callbacks import Callback, Run
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
 from glyphs.training.schedule import cosine_with_warmup
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, StepStats, Trainer, make_optimizer
-
-CLASSES = ["a", "b", "c"]
-
-
-def make_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise with a bright bar whose height tells the class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(len(CLASSES), (count,), generator=generator)
-    images = torch.randint(0, 60, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    for image, label in zip(images, labels, strict=True):
-        image[0, 4 + 8 * int(label) : 9 + 8 * int(label)] += 150
-    return images, labels
-
-
-def make_loaders() -> tuple[TensorLoader, TensorLoader]:
-    return (
-        TensorLoader(*make_images(80, 1), 16, shuffle_seed=7, augmentation=Augmentation(10, 5, 0.05)),
-        TensorLoader(*make_images(30, 2), 16),
-    )
-
-
-def make_config(folder: Path, **settings: Any) -> Config:
-    return Config.from_dict(
-        {"use_residual": False, "batch_size": 16, "num_epochs": 3, "learning_rate": 0.01, "device": "cpu"}
-        | {"output_dir": str(folder)}
-        | settings
-    )
+from tests.small import CLASSES, StopAt, all_state, assert_identical, make_config, make_images, make_loaders
 
 
 def make_trainer(folder: Path, loaders: tuple[Loader, Loader] | None = None, **settings: Any) -> Trainer:
@@ -70,53 +45,6 @@ def script_validation(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, results
     """Let the trainer's validations give these losses and accuracies."""
     left = (dict(zip(("val_loss", "val_accuracy"), result, strict=True)) for result in results)
     monkeypatch.setattr(trainer, "validate", lambda: next(left))
-
-
-def all_state(folder: Path) -> dict[str, Any]:
-    """Everything two runs that did the same must agree on."""
-    latest = load_checkpoint(folder / LATEST_CHECKPOINT)
-    rows = [{k: v for k, v in row.items() if "second" not in k} for row in latest["training"]["history"]]
-    best = load_checkpoint(folder / BEST_MODEL)["model"]
-    return {"latest": latest["model"], "optimizer": latest["training"]["optimizer"], "best": best, "rows": rows}
-
-
-def assert_identical(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_identical(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_identical(a, b)
-    else:
-        assert one == other
-
-
-class StopAt:
-    """A loader that lets the trainer believe a signal came while it fetches the given step of the given epoch."""
-
-    def __init__(self, loader: TensorLoader, epoch: int, step: int) -> None:
-        self.loader, self.when = loader, (epoch, step)
-        self.trainer: Trainer | None = None
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def seek(self, epoch: int, first_step: int) -> None:
-        self.loader.seek(epoch, first_step)
-
-    def fingerprint(self) -> int:
-        return self.loader.fingerprint()
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step, batch in enumerate(self.loader, self.loader.first_step):
-            if self.trainer is not None and (self.loader.epoch, step) == self.when:
-                self.trainer.signals.received = 15
-            yield batch
 
 
 def test_it_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
@@ -394,14 +322,12 @@ def test_workers_that_persist_resume_the_same(tmp_path: Path) -> None:
 
     make_trainer(tmp_path / "whole", loaders(), num_epochs=2).fit()
     trainer = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2)
-    end_epoch = trainer._end_epoch
 
-    def stop_after_the_first() -> dict[str, float]:
-        row = end_epoch()
-        trainer.signals.received = 15
-        return row
+    class StopAfterTheFirst(Callback):
+        def on_epoch_end(self, run: Run, row: dict[str, float]) -> None:
+            trainer.signals.received = 15
 
-    trainer._end_epoch = stop_after_the_first  # type: ignore[method-assign]
+    trainer.callbacks.append(StopAfterTheFirst())
     with pytest.raises(Interrupted):
         trainer.fit()
     resumed = make_trainer(tmp_path / "stopped", loaders(), num_epochs=2)
