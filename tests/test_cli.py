@@ -18,6 +18,7 @@ from tests.small import draw_glyph, save_small_checkpoint
 HEAD = "import os, signal, sys, time\nfrom glyphs.process import run\nfrom glyphs.errors import DataError\n"
 WAIT = "def main():\n    print('ready', flush=True)\n    time.sleep(600)\n"
 TAIL = "sys.exit(run(main))\n"
+SCRIPTS = ("enhanced_glyph_recognition", "inference", "model_utils")
 
 
 @pytest.fixture(autouse=True)
@@ -141,14 +142,14 @@ def test_closed_pipe_is_silent(lines: int) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
 @pytest.mark.parametrize(
-    "command",
+    ("unbuffered", "command"),
     [
-        ("model_utils.py", "--help"),
-        ("inference.py", "--image", "MODEL.png", "--model", "MODEL"),
-        ("model_utils.py", "--analyze", "MODEL"),
+        *((each, (f"{name}.py", flag)) for each in ("", "1") for name in SCRIPTS for flag in ("--help", "--version")),
+        ("", ("inference.py", "--image", "MODEL.png", "--model", "MODEL")),
+        ("", ("model_utils.py", "--analyze", "MODEL")),
     ],
 )
-def test_output_onto_a_full_device_is_one_error(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_output_onto_a_full_device_is_one_error(unbuffered: str, command: tuple[str, ...], tmp_path: Path) -> None:
     model = save_small_checkpoint(tmp_path / "small.pth")
     draw_glyph().save(f"{model}.png")
     arguments = [argument.replace("MODEL", str(model)) for argument in command]
@@ -156,7 +157,7 @@ def test_output_onto_a_full_device_is_one_error(command: tuple[str, ...], tmp_pa
         process = subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},  # the write fails at once, or at the end
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

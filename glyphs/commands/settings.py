@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
-        self.add_argument("--version", action="version", version=f"glyphs {glyphs.__version__}")
+        self.add_argument("--version", action=ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show it and exit")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -37,8 +37,19 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"there is no {flag}" + (f"; did you mean {near[0]}?" if near else ""))
         return super().parse_known_args(args, namespace)
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own says nothing where it cannot be written
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
+
+
+class ShowVersion(argparse.Action):
+    """argparse's own says nothing where the version cannot be written."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> NoReturn:
+        print(f"glyphs {glyphs.__version__}")
+        parser.exit()
 
 
 def flag_of(name: str) -> str:
