@@ -2,9 +2,6 @@
 
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +13,9 @@ from PIL import Image
 import inference
 from glyphs.commands.read import SOME_FAILED, read_together
 from glyphs.commands.read_arguments import parse
-from glyphs.errors import ConfigError, DataError
-from glyphs.inference.parts import Parts
-from tests.conftest import ROOT, refused
+from glyphs.errors import ConfigError, DataError, GlyphError
+from glyphs.inference.parts import Parts, parts_folder
+from tests.conftest import ROOT, finish, refused, torchrun
 from tests.small import draw_glyph, save_small_onnx
 
 PICTURES = 23
@@ -95,6 +92,26 @@ def test_any_number_of_processes_writes_the_bytes_of_one(
     assert not output.with_name("together.jsonl.parts").exists()
 
 
+def test_a_name_too_long_to_save_what_the_model_saw_ends_nothing(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_glyph().save(tmp_path / "pictures" / f"{'n' * 248}.png")
+    said = {}
+    for count in (1, 2):
+        saving = [*command, "--save-preprocessed", str(tmp_path / f"saw{count}")]
+        if count == 1:
+            alone(saving, tmp_path / "alone.jsonl")
+        else:
+            together(saving, tmp_path / "together.jsonl", count)
+        said[count] = capsys.readouterr().err.replace(f"saw{count}", "saw")
+    assert said[1].count("n.png.png: is not saved, its name is too long") == 1
+    assert sorted(said[1].splitlines()) == sorted(said[2].splitlines())
+    assert (tmp_path / "together.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    saved = [sorted(path.relative_to(folder) for path in folder.rglob("*.png")) for folder in tmp_path.glob("saw*")]
+    assert len(saved[0]) == PICTURES - 2  # all but the damaged one and the blank one
+    assert saved[0] == saved[1]
+
+
 def test_each_picture_is_read_by_one_process(command: list[str], tmp_path: Path) -> None:
     parts = stopped(command, tmp_path / "x.jsonl", 3)
     written = [path.read_bytes().splitlines() for path in sorted(parts.glob("*.part"))]
@@ -168,6 +185,32 @@ def test_a_damaged_folder_of_parts_is_refused(command: list[str], tmp_path: Path
         together(command, tmp_path / "x.jsonl", 1)
 
 
+@pytest.mark.parametrize("name", ["about.json", "0001-00000.part"])
+def test_a_file_among_the_parts_that_cannot_be_opened_is_named(command: list[str], tmp_path: Path, name: str) -> None:
+    path = stopped(command, tmp_path / "x.jsonl", 1) / name
+    path.unlink()
+    path.mkdir()  # which root cannot open either
+    with refused(DataError, path, "cannot be opened (Is a directory)", "begin again"):
+        together(command, tmp_path / "x.jsonl", 1)
+
+
+def test_what_is_no_part_is_left_out(command: list[str], tmp_path: Path) -> None:
+    whole = alone(command, tmp_path / "alone.jsonl")
+    output = tmp_path / "x.jsonl"
+    parts = stopped(command, output, 1)
+    (parts / "copy of 0001-00000.part").write_bytes(b"0\t{}\n")
+    together(command, output, 1)
+    assert output.read_bytes() == whole
+
+
+def test_a_file_with_the_name_of_the_folder_of_parts_is_named_and_stays(command: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    (mine := parts_folder(output)).write_text("mine")
+    with refused(GlyphError, mine, "Not a directory"):
+        together(command, output, 1)
+    assert mine.read_text() == "mine"
+
+
 def test_a_damaged_part_is_refused(command: list[str], tmp_path: Path) -> None:
     [part] = stopped(command, tmp_path / "x.jsonl", 1).glob("*.part")
     part.write_bytes(part.read_bytes().replace(b'{"file": "blank', b'{"file: "blank'))
@@ -183,28 +226,20 @@ def test_pictures_that_change_meanwhile_are_refused(command: list[str], tmp_path
         together(command, output, 1)
 
 
-def torchrun(*arguments: str, script: str = "inference.py") -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-
-
 def test_torchrun_shares_a_folder(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "pictures" / "5.jpg").unlink()
     output = tmp_path / "x.jsonl"
-    done = torchrun(*command, "--output", str(output))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"{PICTURES - 1} pictures") == 1
+    status, _, said = finish(torchrun("inference.py", *command, "--output", str(output)))
+    assert status == 0, said
+    assert said.count(f"{PICTURES - 1} pictures") == 1
     inference.main([*command, "--output", str(tmp_path / "alone.jsonl")])
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
 
 def test_what_torchrun_cannot_share_is_said_once(command: list[str], tmp_path: Path) -> None:
-    done = torchrun(*command, "--output", str(tmp_path / "x.csv"))
-    assert done.returncode == 1  # torchrun's own
-    assert done.stderr.count("error: torchrun: processes share --batch DIR into one --output FILE.jsonl") == 1
+    status, _, said = finish(torchrun("inference.py", *command, "--output", str(tmp_path / "x.csv")))
+    assert status == 1  # torchrun's own
+    assert said.count("error: torchrun: processes share --batch DIR into one --output FILE.jsonl") == 1
 
 
 ONE_FAILS = f"""
@@ -229,11 +264,11 @@ def test_one_process_that_fails_ends_all_with_its_message_and_the_same_command_g
     (tmp_path / "pictures" / "5.jpg").unlink()
     (script := tmp_path / "one_fails.py").write_text(ONE_FAILS)
     output = tmp_path / "x.jsonl"
-    done = torchrun(*command, "--output", str(output), script=str(script))
-    assert done.returncode == 1  # torchrun's own
-    assert done.stderr.count("error: the disk of the second process is gone\n") == 1
+    status, _, said = finish(torchrun(str(script), *command, "--output", str(output)))
+    assert status == 1  # torchrun's own
+    assert said.count("error: the disk of the second process is gone\n") == 1
     assert output.read_bytes() == b""  # the rows that the first has are in its part
-    again = torchrun(*command, "--output", str(output))
-    assert again.returncode == 0, again.stderr
+    status, _, said = finish(torchrun("inference.py", *command, "--output", str(output)))
+    assert status == 0, said
     inference.main([*command, "--output", str(tmp_path / "alone.jsonl")])
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()

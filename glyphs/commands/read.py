@@ -136,12 +136,17 @@ def read_together(
         if sys.stderr.isatty():
             predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
         for prediction, pixels in predictions:
-            if arguments.save_preprocessed and pixels is not None:
-                save_pixels(pixels, arguments.save_preprocessed / f"{prediction.file}.png")
+            target = arguments.save_preprocessed and arguments.save_preprocessed / f"{prediction.file}.png"
+            if target and pixels is not None and not too_long(target):  # process 0 tells of those that are
+                save_pixels(pixels, target)
             parts.write(prediction)
     meet()
     failed = 0
     if number == 0:
+        for name, _ in folder if arguments.save_preprocessed else ():
+            target = arguments.save_preprocessed / f"{valid_utf8(name)}.png"
+            if parts.earlier.lacks(name) and too_long(target):
+                say(not_saved(target))
         results = ResultFile(parts.write, counts=parts.join(folder, lambda error: say(one_line(error))))
         say(f"{results.summary()}; {folder.skipped:,} other files skipped")
         failed = results.counts["failed"]
@@ -181,8 +186,8 @@ def predict(
         if arguments.save_preprocessed and pixels is not None:  # first: where this fails, the picture has no row yet
             name = str(prediction.file)
             target = arguments.save_preprocessed / f"{targets.get(name, name)}.png"
-            if len(os.fsencode(target.name)) > LONGEST_NAME:
-                complain(one_line(f"{target}: is not saved, its name is too long"))
+            if too_long(target):
+                complain(not_saved(target))
             else:
                 save_pixels(pixels, target)
         results.write(prediction)
@@ -194,6 +199,15 @@ def predict(
         elif prediction.status == "joined_script" and not arguments.batch:
             complain(one_line(f"{prediction.file}: its letters are joined, which --text does not read"))
     return failed
+
+
+def too_long(path: Path) -> bool:
+    """Whether a file's name is too long to be written."""
+    return len(os.fsencode(path.name)) > LONGEST_NAME
+
+
+def not_saved(target: Path) -> str:
+    return one_line(f"{target}: is not saved, its name is too long")
 
 
 def draw(predictor: GlyphPredictor, picture: Source, path: Path, arguments: argparse.Namespace) -> None:

@@ -11,12 +11,13 @@ import heapq
 import itertools
 import json
 import os
+import re
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
@@ -70,10 +71,10 @@ class Parts:
         with explain_write_error(self.output), self.output.open("rb") as file:
             self.earlier = ResultFile(write=self.write)
             read_json_lines(file, self.output, texts, self.earlier)
-        self.paths = sorted(self.folder.glob("*.part"))
+        self.paths = self._paths()
         self.done: dict[int, int] = {}  # rows of each block, of the attempt that came furthest
         for path in self.paths:
-            with path.open("rb") as part:
+            with open_to_read(path) as part:
                 for at, rows in itertools.groupby(lines_of(part), lambda line: line[0] // block):
                     self.done[at] = max(self.done.get(at, 0), sum(1 for _ in rows))
         attempt = 1 + max((int(path.name.split("-")[0]) for path in self.paths), default=0)
@@ -81,17 +82,23 @@ class Parts:
         meet()  # nobody writes before all have read
         self.waiting: deque[int] = deque()  # places of the pictures that are under way
 
+    def _paths(self) -> list[Path]:
+        """The parts, in the order of their attempts; other files in the folder are nobody's."""
+        return sorted(path for path in self.folder.glob("*.part") if re.fullmatch(r"\d+-\d+", path.stem))
+
     def _begin(self, about: Mapping[str, Any], texts: bool) -> None:
         """Make the folder, or check that it is of this run, and leave in the output what was there when it began."""
         path = self.folder / ABOUT
         if self.folder.exists() and not path.exists():
-            shutil.rmtree(self.folder)  # it was joined already
+            with explain_write_error(self.folder):
+                shutil.rmtree(self.folder)  # it was joined already
         with explain_write_error(self.output), self.output.open("a+b") as file:
             file.seek(0)
             end = read_json_lines(file, self.output, texts, ResultFile(write=self.write))
             if path.exists():
                 try:
-                    old = json.loads(path.read_bytes())
+                    with open_to_read(path) as content:
+                        old = json.load(content)
                     length = int(old[AT])
                 except (ValueError, TypeError, KeyError, RecursionError):
                     raise DataError(f"{path}: is damaged; remove that folder and begin again") from None
@@ -148,7 +155,7 @@ class Parts:
         with contextlib.ExitStack() as stack:
             stack.enter_context(explain_write_error(self.output))
             file = stack.enter_context(self.output.open("ab"))
-            parts = [stack.enter_context(path.open("rb")) for path in sorted(self.folder.glob("*.part"))]
+            parts = [stack.enter_context(open_to_read(path)) for path in self._paths()]
             rows = heapq.merge(*map(lines_of, parts), key=itemgetter(0))
             once = (next(same) for _, same in itertools.groupby(rows, itemgetter(0)))
             lacking = (valid_utf8(name) for name, _ in pictures if self.earlier.lacks(name))
@@ -169,9 +176,20 @@ class Parts:
                     complain(row["error"])
             file.flush()
             os.fsync(file.fileno())
-        (self.folder / ABOUT).unlink()  # first: from here on the rest is rubbish
-        shutil.rmtree(self.folder)
+        with explain_write_error(self.folder):
+            (self.folder / ABOUT).unlink()  # first: from here on the rest is rubbish
+            shutil.rmtree(self.folder)
         return counts
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """A file of the folder.  Raises DataError where it cannot be opened."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror}); let this user read it, or remove its folder and begin again"
+        ) from None
 
 
 def lines_of(part: Iterable[bytes]) -> Iterator[Line]:
