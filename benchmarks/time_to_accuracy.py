@@ -22,7 +22,8 @@ import torch
 
 from benchmarks.throughput import WARM_UP_STEPS, best_matrix_product, wait_for
 from glyphs.config import DATASETS, SPLITS, Config
-from glyphs.data.loaders import Augmentation, GlyphSet, TensorLoader, load_set, make_test_loader, stratified_split
+from glyphs.data.division import stratified_split
+from glyphs.data.loaders import Augmentation, GlyphSet, TensorLoader, load_set, make_test_loader
 from glyphs.data.protocols import fetch_steps
 from glyphs.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
 from glyphs.model import EnhancedGlyphCNN

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from torchvision.datasets import EMNIST
 import glyphs.data.download
 import glyphs.data.loaders
 from glyphs.config import SPLITS, Config, get_default_config
+from glyphs.data.division import stratified_split
 from glyphs.data.emnist import CLASS_NAMES, load_emnist
-from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, get_test_loader, stratified_split
+from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, get_test_loader
 from glyphs.data.protocols import fetch_steps
 from glyphs.errors import ConfigError, DataError, GlyphError
-from tests.conftest import assert_upright, emnist_paths, refused, write_emnist, write_idx
+from tests.conftest import Disk, assert_upright, emnist_paths, refused, write_emnist, write_idx
 
 pytestmark = pytest.mark.usefixtures("shown_log")
 
@@ -361,6 +363,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.archive = archive
         self.how = "whole"
+        self.pause = 0.0  # seconds before an answer
         self.requests = 0
         self.ranges: list[str | None] = []  # what was asked for
         self.url = f"http://127.0.0.1:{self.server_address[1]}/gzip.zip"
@@ -374,6 +377,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests += 1
+        if self.server.pause:
+            time.sleep(self.server.pause)
         archive, how = self.server.archive, self.server.how
         asked = self.headers["Range"]
         self.server.ranges.append(asked)
@@ -467,6 +472,20 @@ def test_missing_file_of_a_pair_is_downloaded(tmp_path: Path, server: Server) ->
     assert server.requests > 0
 
 
+def test_programs_that_want_the_files_at_once_fetch_them_once(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Locks of threads exclude each other as those of processes do."""
+    server.pause = 0.3
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(load_emnist, tmp_path, "digits", "test") for _ in range(3)]
+        labels = [each.result()[1] for each in running]
+    assert [len(each) for each in labels] == [30, 30, 30]
+    assert server.ranges == [None]
+    assert capsys.readouterr().err.count("another program is fetching files into") == 2
+    assert raw_files(tmp_path) == unpacked(server.archive) | {"gzip.zip": server.archive}
+
+
 @pytest.mark.parametrize("how", ["wrong bytes", "404", "not HTTP", "says nothing"])
 def test_download_that_fails_is_one_line_leaves_nothing_and_works_the_next_time(
     tmp_path: Path, server: Server, how: str
@@ -557,6 +576,26 @@ def test_refused_connection_is_one_line(tmp_path: Path, server: Server, monkeypa
             load_emnist(tmp_path, "digits", "train")
 
 
+def test_a_download_onto_a_full_disk_is_one_line_and_goes_on_when_there_is_room(
+    tmp_path: Path, server: Server, disk: Disk
+) -> None:
+    raw = tmp_path / "EMNIST" / "raw"
+    with refused(GlyphError, raw / "gzip.zip.part", "No space left"), disk.watched(room=0):
+        load_emnist(tmp_path, "digits", "test")
+    kept = raw_files(tmp_path)
+    assert kept.keys() == {"gzip.zip.part"}
+    assert server.archive.startswith(kept["gzip.zip.part"])
+    assert len(load_emnist(tmp_path, "digits", "test")[1]) == 30
+    assert server.ranges == [None, f"bytes={len(kept['gzip.zip.part'])}-"]
+    assert raw_files(tmp_path) == unpacked(server.archive) | {"gzip.zip": server.archive}
+
+
+def test_a_data_folder_that_may_only_be_read_is_one_line(tmp_path: Path, server: Server, disk: Disk) -> None:
+    with refused(GlyphError, tmp_path / "EMNIST" / "raw", "Read-only file system"), disk.watched(read_only=True):
+        load_emnist(tmp_path, "digits", "test")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_archive_put_there_by_hand_is_used(tmp_path: Path, server: Server) -> None:
     by_hand = tmp_path / "EMNIST" / "raw" / "gzip.zip"
     by_hand.parent.mkdir(parents=True)
@@ -601,12 +640,13 @@ def test_interrupted_extraction_leaves_whole_files_only(
     assert server.requests == requests  # from the archive, which was whole
 
 
-def test_an_augmentation_of_the_users_sees_one_image_after_the_other_and_follows_from_the_seed() -> None:
+def test_an_augmentation_of_the_users_sees_one_image_after_the_other_and_follows_from_the_seed(tmp_path: Path) -> None:
     def own(image: Tensor) -> Tensor:
         assert image.shape == (1, 28, 28)
         return (image + torch.rand(())).clamp(0, 1)
 
-    config = Config(dataset="demo", batch_size=64)
+    write_emnist(tmp_path, "digits", images_per_class=30)
+    config = Config(emnist_split="digits", data_dir=str(tmp_path), batch_size=64)
     data = get_data_loaders(config, augmentation=own)
     batches = [dict(fetch_steps(data.train, 7, 3, first))[2] for first in (0, 2)]
     (images, labels), (again, _) = batches

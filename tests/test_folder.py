@@ -16,6 +16,7 @@ import glyphs.data.folder
 from enhanced_glyph_recognition import main
 from glyphs.config import Config
 from glyphs.data.demo import FONTS, draw_master
+from glyphs.data.division import hold_out
 from glyphs.data.folder import (
     FLUSH_EVERY,
     IMAGE_BYTES,
@@ -24,7 +25,6 @@ from glyphs.data.folder import (
     SKIPPED,
     FolderData,
     Store,
-    hold_out,
     load_folders,
     prepare,
 )

@@ -1,11 +1,15 @@
 """A model that may have been trained on the test images is not measured without a word."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from glyphs.config import Config
-from glyphs.data.overlap import overlap
+from glyphs.data.loaders import get_data_loaders
+from glyphs.data.overlap import copies, overlap
+from tests.conftest import emnist_paths, write_emnist, write_idx
 
 
 @pytest.mark.parametrize(
@@ -26,3 +30,26 @@ def test_which_models_may_have_seen_the_test_images(
 ) -> None:
     words = overlap(trained_with, Config(**settings))
     assert (words is None) if word is None else (words is not None and word in words)
+
+
+def test_copies_are_counted_pixel_by_pixel() -> None:
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(-1, 1, 28, 28)
+    train, val, test = images[:3], images[[2, 3, 2]], images[[0, 3, 4, 5]]
+    assert copies(train, val, test) == (2, 2)
+    almost = test.clone()
+    almost[..., -1, -1] += 100
+    assert copies(train, val, almost) == (2, 0)
+    assert copies(train, val[:0], test) == (0, 1)
+
+
+@pytest.mark.usefixtures("shown_log")
+def test_copies_in_emnists_files_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = write_emnist(tmp_path, "digits", images_per_class=20)
+    config = {"emnist_split": "digits", "data_dir": str(tmp_path)}
+    get_data_loaders(config)
+    assert "pixel by pixel" not in capsys.readouterr().err
+    images = expected["test"][0][:, 0].clone()
+    images[:7] = expected["train"][0][100:107, 0]
+    write_idx(emnist_paths(tmp_path, "digits", "test")[0], images.transpose(1, 2).contiguous())
+    get_data_loaders(config)
+    assert "note: 0 of 20 validation images and 7 of 200 test images are copies" in capsys.readouterr().err

@@ -90,14 +90,16 @@ def fetch_rest(url: str, part: Path, bar: Any) -> None:
         bar.n = start
         bar.refresh()
         with explain_write_error(part):
-            file = part.open("r+b" if start else "wb")
+            # Without a buffer, which would be written again when the file is closed: that would fail like a connection.
+            file = part.open("r+b" if start else "wb", buffering=0)
         received = 0
         with file:
             file.seek(start)
             while chunk := answer.read1(CHUNK):
+                left = memoryview(chunk)
                 with explain_write_error(part):
-                    file.write(chunk)
-                    file.flush()
+                    while left:
+                        left = left[file.write(left) :]
                 received += len(chunk)
                 bar.update(len(chunk))
         if length is not None and received < length:

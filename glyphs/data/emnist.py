@@ -1,15 +1,18 @@
 """EMNIST: its classes, its files, and their download (arXiv 1702.05373)."""
 
+import contextlib
 import logging
 import string
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import filelock
 import torch
 from torch import Tensor
 
-from glyphs.data.download import digest, download
+from glyphs.data.download import digest, download, only_if_used
 from glyphs.data.idx import read_idx
 from glyphs.distributed import in_turn
 from glyphs.errors import DataError
@@ -103,11 +106,46 @@ def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]
     """Fetch the EMNIST archive from where torchvision knows it to be, and take out of it the files of this split.
 
     A download that broke off is gone on with; the files are written aside and renamed.  The archive stays, and serves
-    the other splits.
+    the other splits.  Of several programs that do this to one folder, one does it, and the others wait.
     """
-    from torchvision.datasets import EMNIST
-
     raw = data_dir / "EMNIST" / "raw"
+    with alone_in(raw):
+        found = find_emnist(data_dir, split, part)  # which another program may have fetched meanwhile
+        if found is None:
+            fetch_split(raw, split)
+            found = find_emnist(data_dir, split, part)
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder where it is missing, and wait until no other program is within such a context for it.
+
+    Raises
+    ------
+    GlyphError : the folder cannot be made or written to.
+    """
+    path = folder / ".lock"
+    lock = filelock.FileLock(path)
+    with only_if_used(path):
+        with explain_write_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                log.info(f"another program is fetching files into {folder}: waiting for it")
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def fetch_split(raw: Path, split: str) -> None:
+    """Download the archive where it is not there, whole, and unpack the four files of a split."""
+    from torchvision.datasets import EMNIST  # a second that only a download need wait
+
     archive = raw / "gzip.zip"
     remedy = f"put that archive at {archive} by hand, or try the built-in set with --dataset demo"
     if not archive.exists() or digest(archive) != EMNIST.md5:
@@ -128,6 +166,3 @@ def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]
                     replace_file(raw / f"{name}.gz", files.read(f"gzip/{name}.gz"))
     except (OSError, RuntimeError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{archive}: cannot be unpacked ({error}); fetch it again, or {remedy}") from None
-    found = find_emnist(data_dir, split, part)
-    assert found is not None
-    return found

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from glyphs.cpus import usable_cpus
+from glyphs.data.division import hold_out
 from glyphs.errors import DataError, PictureError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
 from glyphs.pictures.find import PictureFolder, is_folder, is_hidden
 from glyphs.pictures.glyph import SIDE, VERSION, Glyph, Mode, preprocess
 from glyphs.progress import progress
-from glyphs.randomness import address
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
     Parameters
     ----------
     data_dir : a folder for each class; or `train` and, perhaps, `test` with these in them.  Without a test part, a
-        fifth of the pictures is held out; see `hold_out`.
+        fifth of the pictures is held out; see `glyphs.data.division.hold_out`.
     cache_dir : made where it is missing.
 
     Raises
@@ -152,32 +152,6 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); name a folder of pictures") from None
 
 
-def hold_out(
-    index: Tensor, labels: Tensor, contents: Tensor, share: float, seed: int, part: str
-) -> tuple[Tensor, Tensor]:
-    """Divide the entries of an index into those held out and the others, both in order.
-
-    Whether a picture is held out follows from its content, the seed and the name of the part alone: copies stay
-    together, and no picture moves because others come or go.  The share is thus met only on average.  There are two
-    exceptions: a class keeps one picture, with its copies, where it would have none left; and where none at all would
-    be held out, one is.
-
-    Parameters
-    ----------
-    index : int64 [N], places of images.
-    labels, contents : int64 [M], of all images.
-    """
-    labels, drawn = labels[index], contents[index]
-    different, which = drawn.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    chances = torch.tensor([address(seed, part, content) for content in different.tolist()], dtype=torch.int64)[which]
-    highest = torch.zeros(int(labels.max()) + 1, dtype=torch.int64).scatter_reduce(0, labels, chances, "amax")
-    free = chances < highest[labels]  # all but each class's last
-    held_out = free & (chances < int(share * 2**63))
-    if free.any() and not held_out.any():
-        held_out = chances == chances[free].min()
-    return index[held_out], index[~held_out]
-
-
 class Store:
     """The cache of prepared pictures.
 
@@ -193,7 +167,7 @@ class Store:
         self.mode = mode
         self.places: dict[Key, int | None] = {}  # None for a picture that cannot be used
         self.problems: dict[Key, str] = {}
-        self.contents: list[int] = []  # of the picture at each place, see `digest`
+        self.contents: list[int] = []  # of the picture at each place, see `content_of`
         self.count = 0
         with explain_write_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -306,7 +280,7 @@ def prepare(path: str, mode: Mode) -> Glyph | str:
         return str(error)
 
 
-def digest(path: str) -> int:
+def content_of(path: str) -> int:
     """63 bits that tell the file's content from others; 0 where it cannot be read, which `prepare` reports."""
     try:
         content = Path(path).read_bytes()
@@ -316,12 +290,12 @@ def digest(path: str) -> int:
 
 
 def prepare_all(paths: list[str], mode: Mode) -> Iterator[tuple[Glyph | str, int]]:
-    """Each picture prepared, or what is wrong with it, and its digest, in order; on all cores, a little ahead."""
+    """Each picture prepared, or what is wrong with it, and `content_of` it, in order; on all cores, a little ahead."""
 
     def examine(path: str) -> tuple[Glyph | str, int]:
         result = prepare(path, mode)
-        # What is no picture is not read for its digest: it may be a device, or a pipe that never ends.
-        return result, 0 if isinstance(result, str) else digest(path)
+        # What is no picture is not read for it: it may be a device, or a pipe that never ends.
+        return result, 0 if isinstance(result, str) else content_of(path)
 
     parallel = joblib.Parallel(n_jobs=usable_cpus(), prefer="threads", return_as="generator")
     results: Iterator[tuple[Glyph | str, int]] = parallel(joblib.delayed(examine)(path) for path in paths)

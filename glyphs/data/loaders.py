@@ -9,6 +9,7 @@ A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white 
 """
 
 import copy
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,15 +22,18 @@ from torch import Tensor
 from glyphs.config import Config
 from glyphs.data.augment import augment
 from glyphs.data.demo import DEMO_CLASSES, render_demo
+from glyphs.data.division import hold_out, stratified_split
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
+from glyphs.data.overlap import copies
 from glyphs.devices import move
-from glyphs.distributed import in_turn
+from glyphs.distributed import in_turn, rank
 from glyphs.errors import ConfigError
 from glyphs.model import as_floats
 from glyphs.randomness import address
 
 CHECKSUM_ROWS = 65536  # images read at a time, since there may be more than memory holds
 
+log = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor], Tensor]  # of an image, float [1, H, W] in [0, 1]
 
@@ -171,7 +175,7 @@ def get_data_loaders(
     Returns
     -------
     The train, validation and test loaders, and the class names.  Validation is `val_split` of the training
-    images, the same share of each class, and follows from the seed; of a folder see `glyphs.data.folder.hold_out`.
+    images, the same share of each class, and follows from the seed; of a folder see `glyphs.data.division.hold_out`.
 
     Raises
     ------
@@ -198,14 +202,19 @@ def get_data_loaders(
     if contents is None:
         held_out, rest = stratified_split(labels, chosen, round(config.val_split * len(chosen)), config.seed)
     else:
-        from glyphs.data.folder import hold_out  # here, since SciPy takes half a second to import
-
         held_out, rest = hold_out(chosen, labels, contents, config.val_split, config.seed, "validation")
     if len(held_out) == 0 or len(rest) == 0:
         raise ConfigError(
             f"{len(chosen)} training images leave none for training or none for validation at val_split "
             f"{config.val_split}; use more images"
         )
+    if config.dataset == "emnist" and rank() == 0:  # of pictures in folders, copies stay together
+        in_val, in_test = copies(images[rest], images[held_out], test.images[test.chosen])
+        if in_val or in_test:
+            log.warning(
+                f"note: {in_val:,} of {len(held_out):,} validation images and {in_test:,} of {len(test.chosen):,} test "
+                "images are copies, pixel by pixel, of images to train on: what is measured on these flatters a model"
+            )
     augmentation = augmentation or Augmentation(config.rotation_degree, config.affine_degree, config.translate)
     train = TensorLoader(
         images,
@@ -267,21 +276,3 @@ def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet]:
         GlyphSet(data.images, data.labels, part, data.class_names, data.contents) for part in (data.train, data.test)
     )
     return train, test
-
-
-def stratified_split(labels: Tensor, index: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` entries of the index at random, each class in proportion; return them and the others, in order.
-
-    Every entry gets a place between 0 and 1 within its class, evenly spaced in random order; the `count` lowest
-    places are drawn.  A class of one or two is never drawn from while `count` is below a quarter of all.
-    """
-    generator = torch.Generator().manual_seed(address(seed, "split"))
-    shuffled = torch.randperm(len(index), generator=generator)
-    classes = labels.cpu()[index[shuffled]]
-    order = classes.argsort(stable=True)
-    shuffled, classes = shuffled[order], classes[order]
-    sizes = torch.bincount(classes)
-    starts = sizes.cumsum(0) - sizes
-    place = (torch.arange(len(index)) - starts[classes] + 0.5) / sizes[classes]
-    drawn = shuffled[place.argsort(stable=True)]
-    return index[drawn[:count].sort().values], index[drawn[count:].sort().values]
