@@ -11,6 +11,11 @@ file.  Then, from command to answer: `inference.py` on one of the files, less th
 
 measures instead how exports bear two other processes that never rest, with each of several times for which
 onnxruntime's threads wait in a busy loop; quiet and busy, and the times, take turns within each round.
+
+    OMP_NUM_THREADS=1 python benchmarks/prediction.py --forms MODEL.pth MODEL.onnx
+
+measures instead what each network costs in the forms that it could have, one call each in turns, as processor time,
+which other programs on the machine disturb less: a checkpoint in float32 and in bfloat16, channels last or not.
 """
 
 import argparse
@@ -22,6 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -34,11 +40,12 @@ from benchmarks.throughput import best_copy, best_matrix_product, competing
 from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.cpus import usable_cpus
 from glyphs.data.demo import render_demo
-from glyphs.inference.predictor import GlyphPredictor, save_pixels
+from glyphs.inference.predictor import GlyphPredictor, Network, load_onnx, save_pixels
 from glyphs.inference.rows import open_results
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import preprocess
 from glyphs.timing import time_networks
+from glyphs.training.checkpoint import load_model
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -81,6 +88,45 @@ def seconds(*command: str) -> float:
     started = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
+
+
+def forms_of(path: str) -> dict[str, Network]:
+    """The forms that a model can have on a CPU, each a function of uint8 [N, 1, 28, 28]."""
+    if path.endswith(".onnx"):
+        return {Path(path).name: load_onnx(Path(path), "cpu")[0]}
+
+    def form(dtype: torch.dtype, layout: torch.memory_format, *, autocast: bool = False) -> Network:
+        model = load_model(Path(path))[0].to(dtype).to(memory_format=layout)
+
+        def network(images: NDArray[np.uint8]) -> Any:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return model(torch.from_numpy(images)).float().softmax(dim=1).numpy()
+
+        return network
+
+    last, first = torch.channels_last, torch.contiguous_format
+    return {
+        "float32, channels last": form(torch.float32, last),
+        "float32, channels first": form(torch.float32, first),
+        "bfloat16": form(torch.bfloat16, last),
+        "bfloat16 by autocast": form(torch.float32, last, autocast=True),
+    }
+
+
+def compare_forms(models: list[str], rounds: int) -> None:
+    """Print the processor time of a call of each form, in ms."""
+    forms = {name: network for path in models for name, network in forms_of(path).items()}
+    for batch in BATCHES:
+        images = np.random.default_rng(0).integers(0, 256, (batch, 1, 28, 28), np.uint8)
+        taken: dict[str, list[float]] = {name: [] for name in forms}
+        for number in range(rounds + 1):
+            for name, network in forms.items():
+                started = time.process_time()
+                network(images)
+                if number > 0:  # the first warms up
+                    taken[name].append(1e3 * (time.process_time() - started))
+        for name, values in taken.items():
+            show(f"{name}: {batch} at a time, CPU ms", values)
 
 
 def digits(value: float) -> str:
@@ -131,6 +177,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds; the median is reported (default: 7)")
     busy = "measure instead how .onnx files bear this many other processes that never rest: images/s"
     parser.add_argument("--busy", type=int, metavar="N", help=busy)
+    parser.add_argument("--forms", action="store_true", help="compare forms of the networks by processor time")
     arguments = parser.parse_args()
 
     if arguments.busy is not None:
@@ -141,6 +188,9 @@ def main() -> None:
         return
     print(f"CPU, {usable_cpus()} threads, torch {torch.__version__}, {arguments.images:,} files of 28x28 pixels")
     print(f"{'':{NAME_WIDTH}}{'median':>10}{'lowest':>10}{'highest':>10}")
+    if arguments.forms:
+        compare_forms(arguments.models, arguments.rounds)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "pictures")
         images = write_pictures(folder, arguments.images)

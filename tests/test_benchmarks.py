@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.datasets import EMNIST
 
 from benchmarks.prediction import WAITING
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
@@ -75,8 +76,6 @@ def test_winograd_saves_two_fifths_of_the_arithmetic() -> None:
 
 
 def test_the_obvious_way_reads_the_images_that_were_written(tmp_path: Path) -> None:
-    from torchvision.datasets import EMNIST
-
     images, labels = random_images(20)
     write_emnist(tmp_path, images, labels)
     dataset = EMNIST(tmp_path, "balanced", train=True)
@@ -104,6 +103,15 @@ def test_prediction_compares_ways_to_wait(tmp_path: Path) -> None:
         for way in WAITING.values()
     ]
     assert all(rate > 0 for rates in figures.values() for rate in rates)
+
+
+def test_prediction_compares_the_forms_that_a_network_can_have(tmp_path: Path) -> None:
+    models = [str(save_small_checkpoint(tmp_path / "small.pth")), str(save_small_onnx(tmp_path / "small.onnx"))]
+    figures = table("benchmarks/prediction.py", "--forms", *models, "--rounds", "2")
+    forms = ("float32, channels last", "float32, channels first", "bfloat16", "bfloat16 by autocast", "small.onnx")
+    assert list(figures) == [f"{form}: {batch} at a time, CPU ms" for batch in (1, 128) for form in forms]
+    for form in forms[:-1]:
+        assert 0 < figures[f"{form}: 1 at a time, CPU ms"][0] < figures[f"{form}: 128 at a time, CPU ms"][0]
 
 
 def test_time_to_accuracy_stops_the_clock_at_the_target() -> None:
