@@ -26,7 +26,16 @@ from glyphs.config import EXPORT_FORMATS, Config
 from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
-from glyphs.inference.predictor import ONNX_FORMAT, Bytes, Floats, Network, load_onnx, load_pth, read_class_names
+from glyphs.inference.predictor import (
+    ONNX_FORMAT,
+    Bytes,
+    Floats,
+    Network,
+    load_onnx,
+    load_pth,
+    onnx_input,
+    read_class_names,
+)
 from glyphs.inference.seal import seal
 from glyphs.model import Calibrated, as_floats
 from glyphs.pictures.glyph import Mode
@@ -293,12 +302,24 @@ def finish(proto: "onnx.ModelProto", metadata: Mapping[str, str]) -> "onnx.Model
 
 
 def to_pt2(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
-    """The model as a program of torch.export, with the metadata as JSON in the extra file METADATA_FILE."""
-    program = torch.export.export(
-        Probabilities(model),
-        (torch.zeros(2, 1, 28, 28),),
-        dynamic_shapes={"images": {0: torch.export.Dim("N")}},
-    )
+    """The model as a program of torch.export, with the metadata as JSON in the extra file METADATA_FILE.
+
+    Raises
+    ------
+    GlyphError : it is a network of the user's that torch.export cannot take apart.
+    """
+    try:
+        program = torch.export.export(
+            Probabilities(model),
+            (torch.zeros(2, 1, 28, 28),),
+            dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+        )
+    except Exception as error:  # torch.export raises what running the network's own code happens to trigger
+        if not isinstance(model, Calibrated):
+            raise
+        raise GlyphError(
+            f"this network cannot be exported to .pt2 ({first_line(error)}); see torch.export for what can"
+        ) from error
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
     return buffer.getvalue()
@@ -450,7 +471,7 @@ def quantise(plain: Path, calibration: Bytes) -> "onnx.ModelProto":
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.astype(np.float32) / np.float32(255)}
+            return None if batch is None else {"images": onnx_input(batch)}
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"

@@ -17,7 +17,7 @@ def one_line(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, which other packages write a page of."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def heading(text: str) -> list[str]:

@@ -17,11 +17,11 @@ from glyphs import timing
 from glyphs.analysis import analyzer
 from glyphs.config import Config
 from glyphs.data.loaders import TensorLoader
-from glyphs.errors import CheckpointError, ConfigError
+from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.model import Calibrated
 from glyphs.training.architecture import make_model
-from glyphs.training.checkpoint import load_checkpoint, load_model
+from glyphs.training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
 from tests.conftest import refused, write_emnist
 from tests.small import draw_glyph, save_small_checkpoint
@@ -42,6 +42,20 @@ def with_temperature(num_classes, **settings):
     network = make(num_classes)
     network.register_buffer("temperature", network[0].bias[0].detach())
     return network
+
+
+class Choosing(nn.Module):
+    # What it computes depends on what it sees, which no export can hold.
+    def __init__(self, num_classes):
+        super().__init__()
+        self.small, self.large = make(num_classes), make(num_classes)
+
+    def forward(self, images):
+        return self.small(images) if images.sum() < 100 else self.large(images)
+
+
+def choosing(num_classes, **settings):
+    return Choosing(num_classes)
 
 
 def without_settings(num_classes):
@@ -126,6 +140,17 @@ def test_export_and_prediction_work_with_it(trained: Path, capsys: pytest.Captur
     with torch.no_grad():
         expected = load_model(trained, ARCH)[0](torch.from_numpy(images) / 255).softmax(1).numpy()
     np.testing.assert_allclose(GlyphPredictor(trained, "cpu", arch=ARCH).network(images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    arch = "small_network:choosing"
+    path = tmp_path / "choosing.pth"
+    network = make_model(Config(arch=arch), 10)
+    save_checkpoint(path, network, Config(arch=arch), [str(digit) for digit in range(10)], metrics={})
+    with refused(GlyphError, "this network cannot be exported to", "see torch."):
+        model_utils.main(["--export", str(path), "--arch", arch, "--output", str(path.with_suffix(suffix))])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_analysis_and_comparison_work_with_it_beside_our_own(

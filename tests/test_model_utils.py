@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -99,8 +100,6 @@ def test_export(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both of the commands that users know."""
-    import onnx
-
     monkeypatch.setattr(export, "to_onnx", lambda *_: onnx.load(exported[1]))
     (tmp_path / "outputs").mkdir()
     shutil.copy(exported[0], tmp_path / "outputs" / "best_model.pth")
@@ -131,7 +130,7 @@ def test_int8_is_judged_on_the_validation_images(
     assert [line.startswith(stage) for line, stage in zip(captured.err.splitlines()[-4:], stages, strict=True)]
     assert (tmp_path / "m.int8.onnx").exists()
     write_emnist(tmp_path / "data", "letters")
-    with refused(CheckpointError, source, "knows 10 classes, the data has 26 others", "--split"):
+    with refused(CheckpointError, source, "knows 10 classes (0 to 9), the data has 26 others (a to z)", "--split"):
         utils(*command, "--split", "letters")
 
 

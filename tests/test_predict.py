@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from glyphs import devices
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.inference import predictor as predict
@@ -24,7 +25,7 @@ from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
-from tests.conftest import run_python
+from tests.conftest import refused, run_python
 from tests.small import NAMES, draw_glyph, onnx_weights, save_small_checkpoint, save_small_onnx
 
 
@@ -363,6 +364,28 @@ def test_a_checkpoint_answers_in_a_process_made_by_fork(checkpoint: Path, made_i
     """OpenMP's threads stay in the parent; a child that asks for more than one waits for them for ever."""
     process = run_python("-c", FORKS, str(checkpoint), made_in, timeout=120)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_gpu_of_the_process_before_a_fork_is_refused_in_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's meta device stands for a GPU."""
+    monkeypatch.setattr(devices, "choose_device", lambda name: torch.device("meta"))
+    predictor = GlyphPredictor(checkpoint)
+    with monkeypatch.context() as patched, refused(ConfigError, "fork", "spawn", "device='cpu'"):
+        patched.setattr(os, "getpid", lambda: -1)
+        predictor.predict(draw_glyph())
+
+    original = torch.nn.Module.to
+
+    def refuse(model: torch.nn.Module, *where: Any, **form: Any) -> torch.nn.Module:
+        if where:
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, ...")
+        return original(model, **form)
+
+    monkeypatch.setattr(torch.nn.Module, "to", refuse)
+    with refused(ConfigError, "fork", "spawn", "device='cpu'"):
+        GlyphPredictor(checkpoint)
 
 
 @pytest.mark.parametrize("model", ["checkpoint", "onnx_file"])

@@ -27,8 +27,8 @@ from glyphs.files import claim_folder
 from glyphs.training.callbacks import EpochLine
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import Trainer
-from tests.conftest import emnist_paths, refused, write_emnist, write_idx
-from tests.test_train import all_state, assert_identical
+from tests.conftest import emnist_paths, finish, refused, write_emnist, write_idx
+from tests.small import all_state, assert_identical
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow  # most of it: whole runs, many of them in processes of their own
@@ -67,11 +67,6 @@ def start(*arguments: str, preexec_fn: Callable[[], None] | None = None) -> subp
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=preexec_fn,
     )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=600)
-    return process.returncode, stdout, stderr
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -273,7 +268,7 @@ def test_fine_tuning_from_nothing_is_refused(tmp_path: Path) -> None:
 def test_evaluate_refuses_data_of_other_classes(whole: Path, tmp_path: Path) -> None:
     write_emnist(tmp_path / "data", "digits")
     arguments = ["--dataset", "emnist", "--split", "digits", "--data-dir", str(tmp_path / "data")]
-    with pytest.raises(CheckpointError, match=r"best_model\.pth knows 47 classes .* 10 others"):
+    with pytest.raises(CheckpointError, match=r"best_model\.pth: knows 47 classes .* 10 others"):
         main(["--evaluate", str(whole / "best_model.pth"), "--output-dir", str(tmp_path), *arguments])
 
 

@@ -28,7 +28,7 @@ from glyphs.devices import describe_device
 from glyphs.errors import CheckpointError
 from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
-from glyphs.inference.predictor import Network, load_onnx, load_pth, read_class_names
+from glyphs.inference.predictor import Network, load_onnx, load_pth, read_class_names, read_object
 from glyphs.inference.seal import check_seal
 from glyphs.model import Calibrated
 from glyphs.text import first_line, one_line, table
@@ -345,22 +345,13 @@ def describe_onnx(path: Path) -> Description:
     layers = graph_layers(proto, shapes)
     return Description(
         class_names=read_class_names(metadata, path),
-        metrics=json_object(metadata.get("metrics")),
-        settings=json_object(metadata.get("settings")),
+        metrics=read_object(metadata.get("metrics")),
+        settings=read_object(metadata.get("settings")),
         parameters=sum(layer.parameters for layer in layers),
         trainable=None,
         memory_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in proto.graph.initializer),
         layers=layers,
     )
-
-
-def json_object(text: str | None) -> dict[str, Any]:
-    """The object that a piece of metadata holds; empty where it holds none."""
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def infer_shapes(proto: Any) -> dict[str, tuple[int, ...]]:

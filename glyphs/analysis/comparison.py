@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from glyphs import plots
 from glyphs.evaluation.metrics import Evaluation
@@ -76,8 +77,6 @@ def compare_answers(names: tuple[str, str], right: tuple[NDArray[np.bool_], NDAr
     The difference with a percentile bootstrap interval over images (Efron 1979), and McNemar's test (1947) in its exact
     form, a binomial test of the images that only one of them gets right.
     """
-    from scipy.stats import binomtest
-
     order = (0, 1) if right[0].sum() >= right[1].sum() else (1, 0)
     better, worse = (right[place] for place in order)
     per_image = better.astype(np.float32) - worse

@@ -9,11 +9,12 @@ from torch import nn
 from glyphs.config import Config
 from glyphs.data.loaders import TensorLoader
 from glyphs.distributed import rank
-from glyphs.errors import CheckpointError, ConfigError
+from glyphs.errors import ConfigError
 from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.reports import write_reports
 from glyphs.model import ViewAverage
 from glyphs.process import say
+from glyphs.training.checkpoint import require_classes
 from glyphs.training.trainer import BEST_MODEL
 
 
@@ -55,11 +56,7 @@ def evaluate(
     average_views: bool,
 ) -> None:
     """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
-    if known != class_names:
-        raise CheckpointError(
-            f"{path} knows {len(known)} classes ({known[0]} to {known[-1]}), the data has {len(class_names)} "
-            "others; choose the data that it was trained on with --dataset and --split"
-        )
+    require_classes(known, class_names, path)
     evaluation = Evaluator(ViewAverage(model) if average_views else model, class_names, device).evaluate(loader)
     if rank() > 0:
         return

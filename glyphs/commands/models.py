@@ -13,11 +13,11 @@ from glyphs.config import Config
 from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
 from glyphs.data.overlap import overlap
 from glyphs.devices import explain_out_of_memory, limit_threads
-from glyphs.errors import CheckpointError, ConfigError
+from glyphs.errors import ConfigError
 from glyphs.export import check_packages, choose_format
 from glyphs.files import claim_folder, explain_write_error, replace_file
 from glyphs.process import say
-from glyphs.training.checkpoint import load_checkpoint
+from glyphs.training.checkpoint import load_checkpoint, require_classes
 
 PICTURES = Path("outputs")  # where pictures go without --output
 OF_THE_DATA = ("dataset", "emnist_split", "preprocess", "seed", "val_split", "max_train_images")
@@ -105,11 +105,7 @@ def validation_loader(source: Path, given: dict[str, Any]) -> TensorLoader:
     settings = data_settings(content["config"], source, given)
     with data_folder(settings):
         data = get_data_loaders(settings)
-    if data.class_names != content["class_names"]:
-        raise CheckpointError(
-            f"{source} knows {len(content['class_names'])} classes, the data has {len(data.class_names)} others; "
-            "choose the data that it was trained on by --dataset and --split"
-        )
+    require_classes(content["class_names"], data.class_names, source)
     return data.val
 
 

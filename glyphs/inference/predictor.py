@@ -40,6 +40,10 @@ Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N
 ONNX_FORMAT = "1"
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
 CHUNK = 8  # pictures that a thread prepares before it takes others
+GPU_FORKED = (
+    "the GPU is in use by the process that this one was made from by fork, and cannot be used here: start this one by "
+    "spawn, as multiprocessing.get_context('spawn') does, or make its predictor with device='cpu'"
+)
 
 
 class Loaded(NamedTuple):
@@ -398,15 +402,19 @@ def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str 
     where = choose_device(device)
     content = checkpoint.load_checkpoint(path)
     model, config = checkpoint.build_model(content, path, arch)
-    classifier = (ViewAverage(model) if average_views else model).to(where)
-
+    try:
+        classifier = (ViewAverage(model) if average_views else model).to(where)
+    except RuntimeError as error:
+        if "forked subprocess" not in str(error):  # as CUDA words it
+            raise
+        raise ConfigError(GPU_FORKED) from None
     process = os.getpid()
 
     def network(images: Bytes) -> Floats:
         nonlocal process
         if os.getpid() != process:
             if where.type != "cpu":
-                raise ConfigError("a GPU cannot be used in a process made by fork: make the predictor there, or spawn")
+                raise ConfigError(GPU_FORKED)
             limit_threads()
             process = os.getpid()
         with torch.inference_mode(), explain_out_of_memory(len(images)):
@@ -471,10 +479,14 @@ def load_onnx(path: Path, device: str) -> Loaded:
             session = start(providers=["CPUExecutionProvider"])  # CUDA is installed, but may not work here
     except Exception as error:
         raise CheckpointError(f"{path}: is not an ONNX model, or is damaged ({first_line(error)})") from None
+    process = os.getpid()
+    on_gpu = session.get_providers()[0] != "CPUExecutionProvider"
 
     def network(images: Bytes) -> Floats:
+        if on_gpu and os.getpid() != process:
+            raise ConfigError(GPU_FORKED)
         try:
-            [probabilities] = session.run(["probabilities"], {"images": images.astype(np.float32) / 255})
+            [probabilities] = session.run(["probabilities"], {"images": onnx_input(images)})
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be run ({first_line(error)})") from None
         result: Floats = probabilities
@@ -486,6 +498,12 @@ def load_onnx(path: Path, device: str) -> Loaded:
     if network(np.zeros((1, 1, 28, 28), np.uint8)).shape != (1, len(names)):
         raise CheckpointError(f"{path}: is damaged (it names {len(names)} classes, but has another number of outputs)")
     return Loaded(network, names, mode, {name: read_object(metadata.get(name)) for name in ("settings", "metrics")})
+
+
+def onnx_input(images: Bytes) -> NDArray[np.float32]:
+    """Images, uint8 [N, 1, 28, 28], as an ONNX file asks for them: float32 in [0, 1]."""
+    floats: NDArray[np.float32] = images.astype(np.float32) / np.float32(255)
+    return floats
 
 
 def read_object(text: str | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ Source: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | ND
 # Reading
 MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
 # The formats people have pictures in.  Not all of Pillow's: its EPS reader, for one, starts Ghostscript.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
+PICTURE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
 
 # Working sizes, in pixels
 MOST_SIDE = 1600  # what is larger is shrunk by a whole factor first, so that time and memory stay bounded
@@ -82,11 +82,11 @@ def open_picture(source: Source) -> Image.Image:
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:
     try:
-        picture = Image.open(file, formats=FORMATS)
+        picture = Image.open(file, formats=PICTURE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(f"{name}: has more than {MAX_PIXELS:,} pixels; shrink it first") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name}: is not a picture ({', '.join(FORMATS)}), or its head is damaged") from None
+        raise PictureError(f"{name}: is not a picture ({', '.join(PICTURE_FORMATS)}), or its head is damaged") from None
     except Exception as error:  # Pillow's readers raise whatever the damage happens to trigger
         raise PictureError(f"{name}: is damaged ({error})") from None
     _refuse_bomb(picture.size, name)

@@ -164,6 +164,15 @@ def load_model(path: Path, arch: str | None = None) -> tuple[EnhancedGlyphCNN | 
     return model, config, content["class_names"]
 
 
+def require_classes(known: list[str], of_data: list[str], path: Path) -> None:
+    """Raise CheckpointError where a checkpoint's classes are not those of the data that it is to be used with."""
+    if known != of_data:
+        raise CheckpointError(
+            f"{path}: knows {len(known)} classes ({known[0]} to {known[-1]}), the data has {len(of_data)} others "
+            f"({of_data[0]} to {of_data[-1]}); choose the data that it was trained on by --dataset and --split"
+        )
+
+
 def start_from(path: Path, config: Config, class_names: list[str]) -> tuple[EnhancedGlyphCNN, int]:
     """A model for these classes with the weights of a checkpoint, to be trained further.
 
