@@ -6,9 +6,10 @@ Writes a valid file of each kind that the programs read, changes it at random an
 how many were read in spite of the change, how many were refused, and how many ended in anything but a GlyphError or
 brought a warning to the terminal: that many faults were found.
 
-Then kills (SIGKILL) training, export, the preparation of pictures and batch prediction at random moments, so many times
-each, and starts the same command again (training: with --resume where there is something to resume).  Whatever had its
-name by then must be whole, and what lies there in the end the same, to the bit, as after a run that nobody disturbed.
+Then kills (SIGKILL) a download, the preparation of pictures, batch prediction, an export and a training at random
+moments, so many times each, and starts the same command again (training: with --resume where there is something to
+resume).  Whatever had its name by then must be whole, and what lies there in the end the same, to the bit, as after a
+run that nobody disturbed.
 
 What is tried follows from --seed, but for the moment at which a kill meets the program.  The exit status is 1 where
 there was a fault.
@@ -17,6 +18,8 @@ there was a fault.
 import argparse
 import contextlib
 import gzip
+import hashlib
+import http.server
 import io
 import json
 import os
@@ -25,10 +28,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,11 +221,46 @@ class Job(NamedTuple):
     results: tuple[str, ...]
 
 
+ARCHIVE = random.Random(0).randbytes(8 << 20)
+BYTES_PER_SECOND = 4 << 20
+
+
+class SlowServer(http.server.BaseHTTPRequestHandler):
+    """Gives the archive at a network's rate, from the byte on that is asked for."""
+
+    def do_GET(self) -> None:
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(ARCHIVE) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(ARCHIVE) - 1}/{len(ARCHIVE)}")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            for at in range(start, len(ARCHIVE), 1 << 16):
+                self.wfile.write(ARCHIVE[at : at + (1 << 16)])
+                time.sleep((1 << 16) / BYTES_PER_SECOND)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[str]:
+    """A server for the time of the block; yields the address of the archive."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SlowServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/archive"
+        finally:
+            server.shutdown()
+
+
+DOWNLOAD = "import sys; from pathlib import Path; from glyphs.data.download import download; "
+DOWNLOAD += "download(sys.argv[1], Path('archive'), sys.argv[2])"
 PREPARE = "import sys; from pathlib import Path; from glyphs.data.folder import load_folders; "
 PREPARE += "load_folders(Path(sys.argv[1]), Path('cache'), 'glyph', 0)"
 
 
-def write_jobs(folder: Path, checkpoint: Path) -> dict[str, Job]:
+def write_jobs(folder: Path, checkpoint: Path, url: str) -> dict[str, Job]:
     """The jobs, and the pictures that they work on, which are written into the folder."""
     for name in ("A", "B"):
         (folder / "pictures" / name).mkdir(parents=True)
@@ -231,11 +270,13 @@ def write_jobs(folder: Path, checkpoint: Path) -> dict[str, Job]:
     training = ["--dataset", "demo", "--no-use-residual", "--max-train-images", "1200", "--epochs", "3", "--skip-eval"]
     training += ["--device", "cpu", "--checkpoint-every", "0.2"]
     batch = ["--model", model, "--device", "cpu", "--batch", pictures, "--output", "rows.jsonl"]
+    md5 = hashlib.md5(ARCHIVE, usedforsecurity=False).hexdigest()
     return {
-        "training": Job([str(ROOT / "enhanced_glyph_recognition.py"), *training], (f"outputs/{BEST_MODEL}",)),
-        "export": Job([str(ROOT / "model_utils.py"), "--export", model, "--output", "model.onnx"], ("model.onnx",)),
+        "download": Job(["-c", DOWNLOAD, url, md5], ("archive",)),
         "preparing pictures": Job(["-c", PREPARE, pictures], (f"cache/{INDEX}", f"cache/{PIXELS}")),
         "batch prediction": Job([str(ROOT / "inference.py"), *batch], ("rows.jsonl",)),
+        "export": Job([str(ROOT / "model_utils.py"), "--export", model, "--output", "model.onnx"], ("model.onnx",)),
+        "training": Job([str(ROOT / "enhanced_glyph_recognition.py"), *training], (f"outputs/{BEST_MODEL}",)),
     }
 
 
@@ -316,10 +357,11 @@ def main() -> int:
                 found += faults
         if arguments.kills:
             print(f"{'kills':26}{'at work':>10}{'too late':>10}{'faults':>10}")
-            for name, job in write_jobs(folder, checkpoint).items():
-                met, faults = kill(name, job, arguments.kills, arguments.seed, folder / "work" / name)
-                print(f"{name:26}{met:10,}{arguments.kills - met:10,}{len(faults):10,}", flush=True)
-                found += faults
+            with serve() as url:
+                for name, job in write_jobs(folder, checkpoint, url).items():
+                    met, faults = kill(name, job, arguments.kills, arguments.seed, folder / "work" / name)
+                    print(f"{name:26}{met:10,}{arguments.kills - met:10,}{len(faults):10,}", flush=True)
+                    found += faults
     for fault in found:
         print(f"{fault.kind}, number {fault.number}: {fault.problem}")
     return bool(found)
