@@ -95,6 +95,7 @@ def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -
         mode=arguments.mode,
         batch_size=config.batch_size,
         words=read_words(arguments.words) if arguments.words else None,
+        pattern=arguments.pattern,
         average_views=arguments.average_views,
         arch=config.arch,
     )
@@ -119,6 +120,7 @@ def read_together(
         "model": zlib.crc32(model.read_bytes()),
         "text": arguments.text,
         "words": predictor.words and zlib.crc32("\n".join(predictor.words).encode()),
+        "pattern": arguments.pattern,
         "top_k": arguments.top_k,
         "alphabet": arguments.alphabet,
         "min_confidence": arguments.min_confidence,

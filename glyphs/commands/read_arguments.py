@@ -36,6 +36,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     text.add_argument("--text", action="store_true", help="read all characters of a picture, not the one it shows")
     text.add_argument("--words", type=Path, metavar="FILE", help="the only words to answer, one on a line, with --text")
 
+    pattern = "a regular expression that each line matches, such as [0-9]{5}, with --text"
+    text.add_argument("--pattern", metavar="REGEX", help=pattern)
+
     answers = parser.add_argument_group("answers")
     likeliest = f"likeliest classes (default: {TOP_K}; in a pipe none, but those that it asks for)"
     answers.add_argument("--top-k", type=positive, metavar="N", help=likeliest)
@@ -119,8 +122,11 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
             drawing = arguments.visualize / f"{picture.name}.png" if several else arguments.visualize
             if picture.exists() and drawing.exists() and drawing.samefile(picture):
                 parser.error(f"--visualize would replace the picture {drawing}")
-    if arguments.words and not arguments.text:
-        parser.error("--words is for --text")
+    for name in ("words", "pattern"):
+        if getattr(arguments, name) is not None and not arguments.text:
+            parser.error(f"--{name} is for --text")
+    if arguments.words and arguments.pattern is not None:
+        parser.error("--words and --pattern both say what a text can hold: give one of them")
     if arguments.text and arguments.save_preprocessed:
         parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
     if arguments.text and arguments.mode == "plain":

@@ -25,6 +25,7 @@ from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, pretrained_folder, replacing, valid_utf8
+from glyphs.inference.automaton import Automaton, pattern_automaton
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import DECIMALS, Candidate, Prediction, Reading, Status
 from glyphs.inference.seal import check_seal
@@ -81,13 +82,15 @@ class GlyphPredictor:
         is the one that the model was trained with.
     batch_size : pictures that the network sees at once.
     words : the only words that a text can hold, for `read`; None for any.
+    pattern : a regular expression that each line of a text matches, for `read`, where that says no other; None for
+        any text.  See `glyphs.inference.automaton.pattern_automaton` for what it can hold.
     average_views : let the network look at every picture seven times (see `glyphs.model.ViewAverage`); not for .onnx.
     arch : the module:callable that may be run to make a checkpoint's network, where it is not this project's own.
 
     Raises
     ------
     CheckpointError : the model is missing, damaged, or not ours.
-    ConfigError : there is no such device, or no such character in the model.
+    ConfigError : there is no such device, no such character in the model, or the pattern is none.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class GlyphPredictor:
         mode: Mode | None = None,
         batch_size: int = Config.batch_size,
         words: Sequence[str] | None = None,
+        pattern: str | None = None,
         average_views: bool = False,
         arch: str | None = None,
     ) -> None:
@@ -117,6 +121,7 @@ class GlyphPredictor:
         self.description = f"{path}: {len(names)} classes; {describe_training(facts)}"
         self.alphabet = None if alphabet is None else frozenset(alphabet)
         self.words = words
+        self.automaton = None if pattern is None else pattern_automaton(pattern, names)
         self.columns = (
             list(range(len(names))) if self.alphabet is None else choose_columns(names, sorted(self.alphabet))
         )
@@ -210,9 +215,19 @@ class GlyphPredictor:
         plot_reading(picture, found, reading.status.replace("_", " "), Path(path))
         return reading
 
-    def read(self, image: Source, top_k: int = 5) -> Reading:
-        """The text that one picture shows; a picture that cannot be read is a `failed` reading, not an exception."""
-        return self.read_page(*self.find_page(name_of(image), image), top_k)
+    def read(self, image: Source, top_k: int = 5, pattern: str | None = None) -> Reading:
+        """The text that one picture shows; a picture that cannot be read is a `failed` reading, not an exception.
+
+        Parameters
+        ----------
+        pattern : a regular expression that each line matches; None for the predictor's.
+
+        Raises
+        ------
+        ConfigError : the pattern is none.
+        """
+        automaton = None if pattern is None else pattern_automaton(pattern, self.class_names)
+        return self.read_page(*self.find_page(name_of(image), image), top_k, automaton)
 
     def read_stream(
         self, pictures: Iterable[tuple[str | None, Source | PictureError]], top_k: int = 5
@@ -245,13 +260,16 @@ class GlyphPredictor:
         page.zoom /= shrink_factor(opened.size)  # boxes are in pixels of the picture as it came
         return file, page
 
-    def read_page(self, file: str | None, page: Page | PictureError, top_k: int) -> Reading:
-        """The text of a page."""
+    def read_page(
+        self, file: str | None, page: Page | PictureError, top_k: int, automaton: Automaton | None = None
+    ) -> Reading:
+        """The text of a page; `automaton` knows what each line can hold, None is the predictor's."""
+        automaton = automaton or self.automaton
         if isinstance(page, PictureError):
             return Reading(file, "failed", error=valid_utf8(str(page)))
         if page.joined:
             return Reading(file, "joined_script")
-        lines = read_page(page, self.probabilities, self.class_names, self.alphabet, self.words, top_k)
+        lines = read_page(page, self.probabilities, self.class_names, self.alphabet, self.words, top_k, automaton)
         if lines is None:
             return Reading(file, "joined_script")
         if not lines:
@@ -259,6 +277,8 @@ class GlyphPredictor:
         characters = [character for line in lines for word in line.words for character in word.characters]
         confidence = min((c.probability for c in characters if c.probability is not None), default=None)
         uncertain = confidence is not None and confidence < self.min_confidence
+        if automaton is not None:
+            uncertain = uncertain or not all(automaton.accepts(line.text) for line in lines)
         return Reading(file, "uncertain" if uncertain else "ok", confidence, lines)
 
     def probabilities(self, images: Bytes) -> Floats:

@@ -1,6 +1,6 @@
 """From a page's pieces of ink to text: which pieces make a character, which character, which case, which word.
 
-The method is over-segmentation: every run of up to `MOST_PIECES` neighbouring pieces is a candidate character, the
+The method is over-segmentation: every run of a few neighbouring pieces is a candidate character, the
 network scores all candidates in one batch, and the best path through the lattice of candidates is found by dynamic
 programming (Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document recognition,
 Proceedings of the IEEE 86 (11), 1998, sections V and VI, "heuristic over-segmentation").
@@ -9,38 +9,38 @@ Proceedings of the IEEE 86 (11), 1998, sections V and VI, "heuristic over-segmen
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glyphs.errors import ConfigError, DataError
+from glyphs.inference.automaton import Automaton
+from glyphs.inference.lattice import (
+    LEAST_PROBABILITY,
+    LOOKALIKES,
+    Bytes,
+    Choice,
+    Probabilities,
+    best_path,
+    candidates_of,
+    choice_of,
+    draw_piece,
+    forms,
+    mark_of,
+    matching_path,
+    share,
+    signs_of,
+)
 from glyphs.inference.rows import DECIMALS, Candidate, Character, TextLine, Word
-from glyphs.pictures.decode import Floats
-from glyphs.pictures.glyph import draw_ink
-from glyphs.pictures.page import Box, Line, Page, Piece, merge, union
-
-Bytes = NDArray[np.uint8]
-Probabilities = NDArray[np.floating[Any]]
-
-# The lattice.  Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
-MOST_PIECES = 6  # of a character
-WIDEST = 1.7  # a character of several pieces is no wider, in heights of its line
-WIDE, WIDE_COST = 1.5, 4.0  # from this width in its own heights on, each further one costs so much
-CUT_COST = 1.5  # of each cut through connected ink
-JOIN_COST, JOIN_GAP_COST = 0.8, 8.0  # of joining separate parts, and for each height of paper between them
-MARK_COST = 1.0  # of a full stop, a comma, a dash
-LEAST_PROBABILITY = 1e-4  # no character is thought to be less probable: the network is overconfident
+from glyphs.pictures.page import Box, Line, Page
 
 # Joined script: so many characters for each connected part of the ink, and so many more characters than parts.  Of
 # 61 pictures of separate letters none has more than 1.24 for each, but for one that is half joined and one whose rules
 # remain.
 JOINED, JOINED_LEAST = 1.3, 4
 
-# Spaces and marks; lengths are in heights of the line
+# Spaces and sizes; lengths are in heights of the line
 SPACE = 0.55  # paper beyond the usual gap that makes a space
-MARK = 0.5  # what is smaller both ways is a full stop or a comma
-DASH = 0.3  # what is lower than this and twice as wide is a dash
 SMALL_LETTER = 0.78  # of the height of the line's tall characters: what is lower may be a small letter
 
 # A change between digits, capitals and small letters costs this, half beyond a space
@@ -50,19 +50,9 @@ CHANGE_COST = 2.5
 PAGE_LOSS, WORD_LOSS, LONG = 1.0, 0.8, 3  # and a word of at least so many characters where it is less than that
 NEVER = -1e9  # the logarithm of a probability
 CAPITAL_COST = 0.7  # of a change from a capital to a small letter, as after a name's first
-# What the network takes for each other, more often on pictures than its probabilities say: so much of the others' is
-# added to each one's.
-LOOKALIKES, LOOKALIKE_SHARE = ("0Oo", "1IiLl", "2Zz", "5Ss", "6Gb", "8B", "9gq"), 0.3
 SAME_SHAPE = frozenset("CcIiJjKkLlMmOoPpSsUuVvWwXxYyZz")  # letters whose cases EMNIST's 47 classes merge
 BARS, BAR = ("I", "L"), 0.3  # an upright bar, width over height below this, is an I among capitals, else an l
 SIZED = frozenset("CcOoPpSsUuVvWwXxZz")  # of these, those whose cases differ in size alone
-
-
-class Choice(NamedTuple):
-    """A character on the best path: its pieces made one, and its probabilities, float [C]; None for a mark."""
-
-    piece: Piece
-    probabilities: Probabilities | None
 
 
 def read_page(
@@ -72,6 +62,7 @@ def read_page(
     alphabet: Iterable[str] | None = None,
     words: Sequence[str] | None = None,
     top_k: int = 5,
+    pattern: Automaton | None = None,
 ) -> tuple[TextLine, ...] | None:
     """The lines of text on a page; None where it turns out to be joined script.
 
@@ -80,6 +71,7 @@ def read_page(
     network : from images, uint8 [N, 1, 28, 28], to probabilities, float [N, C], of the classes `names`.
     alphabet : the only characters that the page can hold; None for all.
     words : the only words that it can hold; None for any.
+    pattern : what each line can hold; a line that cannot hold such a text has what was read without a pattern.
     """
     candidates = [candidates_of(line) for line in page.lines]
     images = [draw_piece(page, piece) for line in candidates for _, _, piece in line if piece is not None]
@@ -93,15 +85,22 @@ def read_page(
     paths = []
     for line, spans in zip(page.lines, candidates, strict=True):
         known = {(start, stop): (piece, next(scores)) for start, stop, piece in spans if piece is not None}
-        paths.append(best_path(line, known, alike))
-    characters = sum(map(len, paths))
+        spans_read = best_path(line, known, alike)
+        groups = split_words([choice_of(line, known, *span) for span in spans_read], line.height)
+        if pattern:
+            sizes = itertools.accumulate(map(len, groups))
+            spaces = {spans_read[size - 1][1] for size in sizes}  # after which pieces
+            groups = matching_path(line, known, alike, names, pattern, spaces) or groups
+        paths.append(groups)
+    characters = sum(len(group) for groups in paths for group in groups)
     parts = sum(len({piece.part for piece in line.pieces}) for line in page.lines)
     if characters > JOINED * parts and characters - parts >= JOINED_LEAST:
         return None
-    number_page = holds_digits_only(itertools.chain(*paths), names, alike, PAGE_LOSS)
+    everything = [choice for groups in paths for group in groups for choice in group]
+    number_page = holds_digits_only(everything, names, alike, PAGE_LOSS)
     lines = []
-    for line, path in zip(page.lines, paths, strict=True):
-        groups = split_words(path, line.height)
+    for line, groups in zip(page.lines, paths, strict=True):
+        path = list(itertools.chain(*groups))
         numbers = {
             id(choice)
             for group in groups
@@ -115,102 +114,12 @@ def read_page(
             read = [(choice, name) for choice in group if (name := next(labels))]
             if read:
                 choices, letters = [choice for choice, _ in read], [name for _, name in read]
-                if words:
+                if words and not pattern:
                     letters = nearest_word(choices, letters, names, words)
                 found.append(make_word(choices, letters, names, top_k, page.zoom))
         if found:
             lines.append(TextLine(" ".join(word.text for word in found), around([w.box for w in found]), tuple(found)))
     return tuple(lines)
-
-
-# ---- The lattice ----
-
-
-def is_mark(line: Line, place: int) -> bool:
-    """Whether a piece is a full stop, a comma or a dash, which the network does not know."""
-    piece, height = line.pieces[place], line.height
-    if any(other.part == piece.part for other in line.pieces[max(0, place - 1) : place + 2] if other is not piece):
-        return False  # it was cut from something larger
-    box = piece.box
-    small = box.height < MARK * height and box.width < MARK * height
-    return small or (box.height < DASH * height and box.width > 2 * box.height)
-
-
-def candidates_of(line: Line) -> list[tuple[int, int, Piece | None]]:
-    """The runs of a line's pieces that may be one character: start, stop, and the pieces made one.
-
-    Every single piece is one, so that there is always a path; None where it is a mark.
-    """
-    spans: list[tuple[int, int, Piece | None]] = []
-    pieces = line.pieces
-    for start, first in enumerate(pieces):
-        spans.append((start, start + 1, None if is_mark(line, start) else first))
-        for stop in range(start + 2, min(start + MOST_PIECES, len(pieces)) + 1):
-            run = pieces[start:stop]
-            box = union([piece.box for piece in run])
-            if first.cell is not None or run[-1].cell is not None or box.width > WIDEST * line.height:
-                break
-            spans.append((start, stop, merge(run)))
-    return spans
-
-
-def draw_piece(page: Page, piece: Piece) -> Bytes:
-    """The piece in the form that the network knows, uint8 [28, 28]."""
-    box, edge = piece.box, 3  # pixels: the soft edge of a stroke
-    mask = np.pad(piece.mask, edge)
-    top, left = box.top - edge, box.left - edge
-    rows = slice(max(0, top), min(page.ink.shape[0], box.bottom + edge))
-    columns = slice(max(0, left), min(page.ink.shape[1], box.right + edge))
-    ink: Floats = np.zeros(mask.shape, np.float32)
-    ink[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = page.ink[rows, columns]
-    # What is darker than paper beyond the piece's own pixels is its neighbours'.
-    ink[~mask & (ink > page.floor)] = 0
-    return draw_ink(ink, (slice(edge, edge + box.height), slice(edge, edge + box.width)), page.floor / 2)
-
-
-def best_path(
-    line: Line, known: dict[tuple[int, int], tuple[Piece, Probabilities]], alike: NDArray[np.float64]
-) -> list[Choice]:
-    """The likeliest way to read a line's pieces, by dynamic programming over where a character ends."""
-    pieces = line.pieces
-    best: list[tuple[float, int]] = [(0.0, 0)] + [(-np.inf, 0)] * len(pieces)
-    for stop in range(1, len(pieces) + 1):
-        for start in range(max(0, stop - MOST_PIECES), stop):
-            score = best[start][0]
-            if (start, stop) in known:
-                piece, probabilities = known[start, stop]
-                score += span_score(line, start, stop, piece, float((alike @ probabilities).max()))
-            elif stop - start > 1:
-                continue  # not thought of
-            else:
-                score -= MARK_COST
-            if score > best[stop][0]:
-                best[stop] = (score, start)
-    path = []
-    stop = len(pieces)
-    while stop:
-        start = best[stop][1]
-        path.append(Choice(*known[start, stop]) if (start, stop) in known else Choice(pieces[start], None))
-        stop = start
-    return path[::-1]
-
-
-def span_score(line: Line, start: int, stop: int, piece: Piece, probability: float) -> float:
-    """How well a run of pieces makes one character: a logarithm.
-
-    The network's is counted once for each piece, so that ways of few characters are not favoured for that.
-    """
-    run = line.pieces[start:stop]
-    score = (stop - start) * float(np.log(max(probability, LEAST_PROBABILITY)))
-    aspect = piece.box.width / max(piece.box.height, 0.6 * line.height)
-    score -= WIDE_COST * max(0.0, aspect - WIDE)
-    for one, other in itertools.pairwise(run):
-        if one.part != other.part:
-            gap = max(0, other.box.left - one.box.right) / line.height
-            score -= JOIN_COST + JOIN_GAP_COST * gap
-    if start and line.pieces[start - 1].part == run[0].part:
-        score -= CUT_COST
-    return score
 
 
 # ---- Spaces, kinds and cases ----
@@ -229,12 +138,6 @@ def split_words(path: Sequence[Choice], height: float) -> list[list[Choice]]:
             groups.append([])
         groups[-1].append(choice)
     return groups
-
-
-def share(probabilities: Probabilities, alike: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities of which look-alikes have a share of each other's."""
-    shared: NDArray[np.float64] = (1 - LOOKALIKE_SHARE) * probabilities + LOOKALIKE_SHARE * (alike @ probabilities)
-    return shared
 
 
 def holds_digits_only(choices: Iterable[Choice], names: Sequence[str], alike: NDArray[np.float64], loss: float) -> bool:
@@ -277,6 +180,8 @@ def label(
         cost = change / 2 if id(choice) in first_of_word else change
         if choice.probabilities is None:
             mark = mark_of(choice.piece, line)
+            if choice.only is not None and mark not in choice.only:
+                mark = min(signs_of(choice.only, names))
             best.append([mark] * len(kinds))
             back.append(list(range(len(kinds))))
             continue
@@ -284,10 +189,16 @@ def label(
         emission: list[float] = []
         labels: list[str] = []
         for own in columns:
-            at = int(own[shared[own].argmax()]) if own.size else -1
-            probability = float(shared[at]) if own.size else 0.0
-            emission.append(np.log(max(probability, 1e-9)) if not emission or id(choice) not in numbers else NEVER)
-            labels.append(names[at] if own.size else "")
+            fitting = own if choice.only is None else [i for i in own if forms(names[i], names) & choice.only]
+            at = max(fitting, key=shared.__getitem__, default=-1)
+            probability = float(shared[at]) if at >= 0 else 0.0
+            if at < 0 and choice.only is not None:
+                emission.append(2 * NEVER)
+            elif emission and id(choice) in numbers:
+                emission.append(NEVER)
+            else:
+                emission.append(np.log(max(probability, 1e-9)))
+            labels.append(names[at] if at >= 0 else "")
         move = scores[:, None] - cost
         back.append(move.argmax(axis=0).tolist())
         scores = move.max(axis=0) + emission
@@ -304,18 +215,6 @@ def label(
 def is_small(name: str) -> bool:
     """Whether a class is a small letter, or one that merges both cases."""
     return name.islower() or name in SAME_SHAPE
-
-
-def mark_of(piece: Piece, line: Line) -> str:
-    """The mark that a small piece is, by its shape and place."""
-    box = piece.box
-    if box.width > 2 * box.height:
-        return "-"
-    neighbours = [other.box for other in line.pieces if other.box.height > 0.5 * line.height]
-    nearest = min(neighbours, key=lambda other: abs(other.left - box.left), default=box)
-    if box.bottom < (nearest.top + nearest.bottom) / 2:
-        return "'"
-    return "," if box.height > 1.4 * box.width else "."
 
 
 def set_case(
@@ -345,6 +244,8 @@ def set_case(
             else:
                 lower = low and name in SIZED
             found[i] = name.lower() if lower else name.upper()
+    pairs = zip(path, found, strict=True)
+    found = [name if choice.only is None or name in choice.only else name.swapcase() for choice, name in pairs]
     if allowed is not None:
         found = [name if name in allowed or name.swapcase() not in allowed else name.swapcase() for name in found]
         found = [name if name in allowed or name.isalnum() else "" for name in found]

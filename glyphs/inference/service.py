@@ -52,6 +52,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import pretrained_folder, replace_file
+from glyphs.inference.automaton import pattern_automaton
 from glyphs.inference.predictor import (
     CHUNK,
     Bytes,
@@ -271,7 +272,9 @@ def settle(results: Sequence[Settled]) -> None:
         results[0][0].future.get_loop().call_soon_threadsafe(deliver)
 
 
-def view(predictor: GlyphPredictor, alphabet: str | None, min_confidence: float | None) -> GlyphPredictor:
+def view(
+    predictor: GlyphPredictor, alphabet: str | None, min_confidence: float | None, pattern: str | None
+) -> GlyphPredictor:
     """A predictor with a request's own options.  Raises ConfigError."""
     own = copy.copy(predictor)
     if alphabet is not None:
@@ -282,6 +285,8 @@ def view(predictor: GlyphPredictor, alphabet: str | None, min_confidence: float 
         own.class_names = [own.class_names[column] for column in chosen]
     if min_confidence is not None:
         own.min_confidence = min_confidence
+    if pattern is not None:
+        own.automaton = pattern_automaton(pattern, own.class_names)
     return own
 
 
@@ -383,8 +388,11 @@ class Service:
         text, saw = flag(query, "text", self.text), flag(query, "saw", False)
         if text and saw:
             raise HTTPException(400, "saw: is for single characters, not for text")
+        if "pattern" in query and not text:
+            raise HTTPException(400, "pattern: is for text, not for single characters")
+        least = number(query, "min_confidence", float, 0, 1)
         try:
-            chosen = view(self.model(query), query.get("alphabet"), number(query, "min_confidence", float, 0, 1))
+            chosen = view(self.model(query), query.get("alphabet"), least, query.get("pattern"))
         except ConfigError as error:
             raise HTTPException(400, str(error)) from None
         if text and chosen.mode == "plain":

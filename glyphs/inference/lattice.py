@@ -1,0 +1,307 @@
+"""A line's lattice: every run of neighbouring pieces is a candidate character; the best path through it is the text.
+
+The costs weigh the network's probabilities against how a run of pieces looks.  The path is free, or that of a text
+that an automaton knows (see glyphs.inference.automaton).
+"""
+
+import itertools
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glyphs.inference.automaton import Automaton
+from glyphs.pictures.decode import Floats
+from glyphs.pictures.glyph import draw_ink
+from glyphs.pictures.page import Line, Page, Piece, merge, union
+
+Bytes = NDArray[np.uint8]
+Probabilities = NDArray[np.floating[Any]]
+
+# Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
+MOST_PIECES = 6  # of a character
+WIDEST = 1.7  # a character of several pieces is no wider, in heights of its line
+WIDE, WIDE_COST = 1.5, 4.0  # from this width in its own heights on, each further one costs so much
+CUT_COST = 1.5  # of each cut through connected ink
+JOIN_COST, JOIN_GAP_COST = 0.8, 8.0  # of joining separate parts, and for each height of paper between them
+MARK_COST = 1.0  # of a full stop, a comma, a dash
+OTHER_MARK_COST = 2.0  # more: of a mark that is another than its shape says, or that is dirt where a pattern has none
+SPACE_COST = 3.0  # of a space of the pattern's where the gap is none, and of none where it is
+BEAM = 2000  # states of an automaton that are followed from a place of the line: all of a pattern's
+LEAST_PROBABILITY = 1e-4  # no character is thought to be less probable: the network is overconfident
+
+# What the network takes for each other, more often on pictures than its probabilities say: so much of the others' is
+# added to each one's.
+LOOKALIKES, LOOKALIKE_SHARE = ("0Oo", "1IiLl", "2Zz", "5Ss", "6Gb", "8B", "9gq"), 0.3
+
+# Marks; lengths are in heights of the line
+MARK = 0.5  # what is smaller both ways is a full stop or a comma
+DASH = 0.3  # what is lower than this and twice as wide is a dash
+MARKS = frozenset(".,'-")
+
+
+class Choice(NamedTuple):
+    """A character on the best path.
+
+    piece : its pieces made one.  probabilities : float [C], None for a mark.  only : the characters that it can be,
+    None for all.
+    """
+
+    piece: Piece
+    probabilities: Probabilities | None
+    only: frozenset[str] | None = None
+
+
+Known = dict[tuple[int, int], tuple[Piece, Probabilities]]  # the candidates of a line, by where they start and stop
+
+
+def is_mark(line: Line, place: int) -> bool:
+    """Whether a piece is a full stop, a comma or a dash, which the network does not know."""
+    piece, height = line.pieces[place], line.height
+    if any(other.part == piece.part for other in line.pieces[max(0, place - 1) : place + 2] if other is not piece):
+        return False  # it was cut from something larger
+    box = piece.box
+    small = box.height < MARK * height and box.width < MARK * height
+    return small or (box.height < DASH * height and box.width > 2 * box.height)
+
+
+def candidates_of(line: Line) -> list[tuple[int, int, Piece | None]]:
+    """The runs of a line's pieces that may be one character: start, stop, and the pieces made one.
+
+    Every single piece is one, so that there is always a path; None where it is a mark.
+    """
+    spans: list[tuple[int, int, Piece | None]] = []
+    pieces = line.pieces
+    for start, first in enumerate(pieces):
+        spans.append((start, start + 1, None if is_mark(line, start) else first))
+        for stop in range(start + 2, min(start + MOST_PIECES, len(pieces)) + 1):
+            run = pieces[start:stop]
+            box = union([piece.box for piece in run])
+            if first.cell is not None or run[-1].cell is not None or box.width > WIDEST * line.height:
+                break
+            spans.append((start, stop, merge(run)))
+    return spans
+
+
+def draw_piece(page: Page, piece: Piece) -> Bytes:
+    """The piece in the form that the network knows, uint8 [28, 28]."""
+    box, edge = piece.box, 3  # pixels: the soft edge of a stroke
+    mask = np.pad(piece.mask, edge)
+    top, left = box.top - edge, box.left - edge
+    rows = slice(max(0, top), min(page.ink.shape[0], box.bottom + edge))
+    columns = slice(max(0, left), min(page.ink.shape[1], box.right + edge))
+    ink: Floats = np.zeros(mask.shape, np.float32)
+    ink[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = page.ink[rows, columns]
+    # What is darker than paper beyond the piece's own pixels is its neighbours'.
+    ink[~mask & (ink > page.floor)] = 0
+    return draw_ink(ink, (slice(edge, edge + box.height), slice(edge, edge + box.width)), page.floor / 2)
+
+
+def best_path(line: Line, known: Known, alike: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """The likeliest way to read a line's pieces, by dynamic programming over where a character ends.
+
+    Returns
+    -------
+    Where each character starts and stops.
+    """
+    pieces = line.pieces
+    best: list[tuple[float, int]] = [(0.0, 0)] + [(-np.inf, 0)] * len(pieces)
+    for stop in range(1, len(pieces) + 1):
+        for start in range(max(0, stop - MOST_PIECES), stop):
+            score = best[start][0]
+            if (start, stop) in known:
+                piece, probabilities = known[start, stop]
+                score += span_score(line, start, stop, piece, float((alike @ probabilities).max()))
+            elif stop - start > 1:
+                continue  # not thought of
+            else:
+                score -= MARK_COST
+            if score > best[stop][0]:
+                best[stop] = (score, start)
+    path = []
+    stop = len(pieces)
+    while stop:
+        path.append((best[stop][1], stop))
+        stop = best[stop][1]
+    return path[::-1]
+
+
+def choice_of(line: Line, known: Known, start: int, stop: int, only: frozenset[str] | None = None) -> Choice:
+    return Choice(*known.get((start, stop), (line.pieces[start], None)), only)
+
+
+def span_score(line: Line, start: int, stop: int, piece: Piece, probability: float) -> float:
+    """How well a run of pieces makes one character: a logarithm.
+
+    The network's is counted once for each piece, so that ways of few characters are not favoured for that.
+    """
+    return (stop - start) * float(np.log(max(probability, LEAST_PROBABILITY))) - shape_cost(line, start, stop, piece)
+
+
+def shape_cost(line: Line, start: int, stop: int, piece: Piece) -> float:
+    """How unlike one character a run of pieces is by its width, gaps and cuts."""
+    run = line.pieces[start:stop]
+    aspect = piece.box.width / max(piece.box.height, 0.6 * line.height)
+    cost = WIDE_COST * max(0.0, aspect - WIDE)
+    for one, other in itertools.pairwise(run):
+        if one.part != other.part:
+            gap = max(0, other.box.left - one.box.right) / line.height
+            cost += JOIN_COST + JOIN_GAP_COST * gap
+    if start and line.pieces[start - 1].part == run[0].part:
+        cost += CUT_COST
+    return cost
+
+
+def share(probabilities: Probabilities, alike: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of which look-alikes have a share of each other's."""
+    shared: NDArray[np.float64] = (1 - LOOKALIKE_SHARE) * probabilities + LOOKALIKE_SHARE * (alike @ probabilities)
+    return shared
+
+
+# ---- Texts that an automaton knows ----
+
+
+class Arrivals(NamedTuple):
+    """The states in which an automaton may be at one place of a line, each once, the likeliest first.
+
+    states : int [M].  scores : float [M].  places, before : int [M], where each came from: which place, and which of
+    the arrivals there.  spaced : bool [M], whether a space lies between.  passed : bool [M], whether what lies between
+    is dirt.
+    """
+
+    states: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    places: NDArray[np.int64]
+    before: NDArray[np.int64]
+    spaced: NDArray[np.bool_]
+    passed: NDArray[np.bool_]
+
+
+def matching_path(
+    line: Line,
+    known: Known,
+    alike: NDArray[np.float64],
+    names: Sequence[str],
+    automaton: Automaton,
+    gaps: Collection[int],
+) -> list[list[Choice]] | None:
+    """The likeliest text that an automaton knows, as words of choices; None where the line can hold none.
+
+    A mark that it knows in no place is dirt.  A sign that the network does not know, as the strokes of a date, may be
+    any ink, at the price of one class among all.
+
+    Parameters
+    ----------
+    gaps : after which pieces the paper is so wide that it is a space.
+    """
+    fits = np.array([[bool(forms(name, names) & symbol) for name in names] for symbol in automaton.symbols])
+    signs = np.array([bool(signs_of(symbol, names)) for symbol in automaton.symbols])
+    space = np.array([" " in symbol for symbol in automaton.symbols])[automaton.symbol]
+    zero = np.zeros(1, np.int64)
+    found: list[list[Arrivals]] = [[] for _ in range(len(line.pieces) + 1)]
+    found[0] = [Arrivals(zero + automaton.initial, np.zeros(1), zero, zero, zero > 0, zero > 0)]
+    reached: list[Arrivals] = []
+    for start, arrivals in enumerate(found):
+        if not arrivals:
+            return None
+        here = likeliest(arrivals)
+        reached.append(here)
+        index, states = followers(automaton, here.states)
+        scores = here.scores[index]
+        spaced = np.zeros(len(index), bool)
+        if 0 < start < len(line.pieces):
+            through = np.flatnonzero(space[states])
+            again, after = followers(automaton, states[through])
+            index, states = np.append(index, index[through][again]), np.append(states, after)
+            without, beyond = (SPACE_COST, 0.0) if start in gaps else (0.0, SPACE_COST)
+            scores = np.append(scores - without, scores[through][again] - beyond)
+            spaced = np.append(spaced, np.ones(len(after), bool))
+        order = best_of_each(states, scores)
+        index, states, scores, spaced = index[order], states[order], scores[order], spaced[order]
+        for stop in range(start + 1, min(start + MOST_PIECES, len(line.pieces)) + 1):
+            if (start, stop) in known:
+                piece, probabilities = known[start, stop]
+                best = np.where(fits, share(probabilities, alike), 0).max(axis=1)
+                best = np.where(fits.any(axis=1), np.maximum(best, LEAST_PROBABILITY), 1 / len(names))
+                emission = (stop - start) * np.log(best) - shape_cost(line, start, stop, piece)
+                emission[~signs & ~fits.any(axis=1)] = -np.inf
+            elif stop == start + 1:
+                told = mark_of(line.pieces[start], line)
+                costs = [MARK_COST if told in symbol else MARK_COST + OTHER_MARK_COST for symbol in automaton.symbols]
+                emission = np.where(signs, np.negative(costs), -np.inf)
+                dirt = here.scores - MARK_COST - OTHER_MARK_COST
+                every = np.arange(len(dirt))
+                found[stop].append(Arrivals(here.states, dirt, every * 0 + start, every, every < 0, every >= 0))
+            else:
+                continue  # not thought of
+            total = scores + emission[automaton.symbol[states]]
+            [possible] = np.nonzero(total > -np.inf)
+            places, passed = np.full(len(possible), start), np.zeros(len(possible), bool)
+            found[stop].append(
+                Arrivals(states[possible], total[possible], places, index[possible], spaced[possible], passed)
+            )
+    ends = np.flatnonzero(automaton.final[reached[-1].states])
+    if not ends.size:
+        return None
+    groups: list[list[Choice]] = [[]]
+    stop, at = len(line.pieces), int(ends[0])
+    while stop:
+        state, _, start, before, after_space, dirt_only = (column[at] for column in reached[stop])
+        if not dirt_only:
+            only = automaton.symbols[automaton.symbol[state]]
+            choice = choice_of(line, known, int(start), stop, only)
+            if not fits[automaton.symbol[state]].any():
+                choice = choice._replace(probabilities=None)
+            groups[-1].append(choice)
+            if after_space:
+                groups.append([])
+        stop, at = int(start), int(before)
+    return [group[::-1] for group in groups[::-1]]
+
+
+def likeliest(arrivals: Sequence[Arrivals]) -> Arrivals:
+    """The best arrival in each state, the likeliest states first, as many as the beam is wide."""
+    every = Arrivals(*(np.concatenate(column) for column in zip(*arrivals, strict=True)))
+    order = best_of_each(every.states, every.scores)[:BEAM]
+    return Arrivals(*(column[order] for column in every))
+
+
+def best_of_each(states: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Where the best score of each state is, the best first."""
+    order = np.lexsort((-scores, states))
+    order = order[np.append(True, np.diff(states[order]) != 0)[: len(order)]]
+    return order[np.argsort(-scores[order], kind="stable")]
+
+
+def followers(automaton: Automaton, states: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The states that may follow states, int [M]: which of them each follows, and which it is, int [F] both."""
+    counts = automaton.starts[states + 1] - automaton.starts[states]
+    index = np.repeat(np.arange(len(states)), counts)
+    offsets = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return index, automaton.targets[automaton.starts[states][index] + offsets]
+
+
+def forms(name: str, names: Sequence[str]) -> frozenset[str]:
+    """The characters that a class stands for: its own, and the other case where that has no class."""
+    other = name.swapcase()
+    return frozenset({name} if other in names else {name, other})
+
+
+def signs_of(symbol: frozenset[str], names: Sequence[str]) -> frozenset[str]:
+    """Of a set of characters those that the network does not know; none where it knows another, but for marks."""
+    known = {form for name in names for form in forms(name, names)}
+    others = symbol - known - {" "}
+    return others & MARKS if symbol & known else others
+
+
+def mark_of(piece: Piece, line: Line) -> str:
+    """The mark that a small piece is, by its shape and place."""
+    box = piece.box
+    if box.width > 2 * box.height:
+        return "-"
+    neighbours = [other.box for other in line.pieces if other.box.height > 0.5 * line.height]
+    nearest = min(neighbours, key=lambda other: abs(other.left - box.left), default=box)
+    if box.bottom < (nearest.top + nearest.bottom) / 2:
+        return "'"
+    return "," if box.height > 1.4 * box.width else "."

@@ -1,0 +1,183 @@
+"""Patterns: their automata agree with Python's `re`, and the lattice is searched for the texts that they know."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import inference
+from glyphs.errors import ConfigError
+from glyphs.inference.automaton import MOST_STATES, pattern_automaton
+from glyphs.inference.lattice import matching_path
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.reader import read_page
+from glyphs.pictures.page import Box, Line, Page, Piece
+from tests.conftest import ROOT
+from tests.test_reader import write
+
+MODEL = ROOT / "pretrained" / "glyphs47.onnx"
+ATOMS = st.sampled_from(
+    ["a", "b", "0", " ", ".", "[ab]", "[^a]", r"\d", r"\.", "(?:a|b0)", "(a?b)", "(|0)", "(?P<x>b)"]
+)
+COUNTS = st.sampled_from(["", "?", "*", "+", "*?", "{2}", "{1,2}", "{,2}", "{2,}", "{0}"])
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> str:
+    parts = st.lists(st.tuples(ATOMS, COUNTS).map("".join), max_size=4).map("".join)
+    branches = draw(st.lists(parts, min_size=1, max_size=3))
+    # A name can be given once only.
+    return "|".join(branches).replace("?P<x>", "?:")
+
+
+@given(patterns(), st.lists(st.text("ab0. ", max_size=5), min_size=5))
+def test_a_pattern_means_what_python_says(pattern: str, texts: list[str]) -> None:
+    # Whatever it is made of, "ab" beside it makes it one that matches some text.
+    pattern += "|ab"
+    automaton = pattern_automaton(pattern)
+    for text in ["", *"ab0. ", *texts]:
+        assert automaton.accepts(text) == bool(re.fullmatch(pattern, text)), text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("^ab$", "ab"), (r"a\$", "a$"), ("[]a]", "]"), (r"[\]a]+", "]a"), ("a{", "a{"), ("{}", "{}"), ("[/-]{2}", "/-")],
+)
+def test_unusual_ways_to_write_are_understood(pattern: str, text: str) -> None:
+    assert pattern_automaton(pattern).accepts(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("[0-9", "no regular expression"),
+        ("a**", "no regular expression"),
+        ("(?=a)b", "only (?:...)"),
+        ("(?i)a", "only (?:...)"),
+        (r"(a)\1", r"not \1"),
+        (r"\bab", r"not \b"),
+        ("a$b", "may only stand around"),
+        ("", "no text but the empty one"),
+        ("()*", "no text but the empty one"),
+        ("((){400}){400}", "no text but the empty one"),
+        (f"a{{{MOST_STATES + 1}}}", "fewer repetitions"),
+        ("((a{90}){90}){90}", "fewer repetitions"),
+        ("(" * 2000 + "a" + ")" * 2000, ""),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_is_explained(pattern: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match="^pattern .*" + re.escape(reason)):
+        pattern_automaton(pattern)
+
+
+def piece(left: int, right: int, height: int = 20) -> Piece:
+    return Piece(Box(20 - height, left, 20, right), np.ones((height, right - left), bool), left)
+
+
+def text_of(
+    pieces: list[Piece], table: dict[int, list[float]], names: str, pattern: str, gaps: tuple[int, ...] = ()
+) -> str | None:
+    """The labels of the best path, for pieces with these probabilities, by the left edge of the candidate's box."""
+    known = {(place, place + 1): (each, np.array(table[place])) for place, each in enumerate(pieces) if place in table}
+    found = matching_path(Line(pieces, 20), known, np.eye(len(names)), names, pattern_automaton(pattern), gaps)
+    if found is None:
+        return None
+    words = []
+    for group in found:
+        labels = []
+        for choice in group:
+            best = names if choice.probabilities is None else [names[i] for i in np.argsort(-choice.probabilities)]
+            only = choice.only or frozenset()
+            labels.append(min(only) if choice.probabilities is None else next(name for name in best if name in only))
+        words.append("".join(labels))
+    return " ".join(words)
+
+
+def test_the_likeliest_text_that_matches_is_the_answer() -> None:
+    pieces = [piece(0, 10), piece(14, 24)]
+    table = {0: [0.5, 0.3, 0.2], 1: [0.6, 0.3, 0.1]}
+    assert text_of(pieces, table, "AB1", "[A-Z0-9]+") == "AA"
+    assert text_of(pieces, table, "AB1", "[A-Z][0-9]") == "A1"
+    assert text_of(pieces, table, "AB1", "A1|BB") == "BB"
+    assert text_of(pieces, table, "AB1", "A{3}") is None
+    assert text_of(pieces, table, "AB1", "A") is None
+
+
+def test_spaces_stand_where_the_pattern_has_them() -> None:
+    pieces = [piece(0, 10), piece(14, 24), piece(60, 70)]
+    table = {place: [1.0] for place in range(3)}
+    assert text_of(pieces, table, "A", "A+", (2,)) == "AAA"
+    assert text_of(pieces, table, "A", "[A ]+", (2,)) == "AA A"
+    assert text_of(pieces, table, "A", "A( A+)?( A)?A*", (2,)) == "AA A"
+    assert text_of(pieces, table, "A", "A AA", (2,)) == "A AA"
+
+
+def test_marks_and_unknown_signs_stand_where_the_pattern_has_them() -> None:
+    dot = piece(12, 16, 4)
+    pieces = [piece(0, 10), dot, piece(20, 30)]
+    table = {0: [1.0], 2: [1.0]}
+    assert text_of(pieces, table, "1", "1[.]1") == "1.1"
+    assert text_of(pieces, table, "1", "1,1") == "1,1"
+    assert text_of(pieces, table, "1", "11") == "11"
+    strokes = [piece(0, 10), piece(12, 16), piece(20, 30)]
+    assert text_of(strokes, {place: [1.0] for place in range(3)}, "1", "1/1") == "1/1"
+
+
+def test_a_line_that_cannot_match_keeps_what_was_read() -> None:
+    pieces = [piece(0, 10), piece(14, 24)]
+    page = Page(np.ones((20, 30), np.float32), 0.3, 1, [Line(pieces, 20)], False)
+
+    def network(images: NDArray[np.uint8]) -> NDArray[Any]:
+        return np.full((len(images), 1), 0.99)
+
+    lines = read_page(page, network, ["A"], pattern=pattern_automaton("A{4}"))
+    assert lines is not None
+    assert [line.text for line in lines] == ["AA"]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> GlyphPredictor:
+    return GlyphPredictor(MODEL, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "answer"),
+    [
+        ("IO2S8", "[0-9]{5}", "10258"),
+        ("IO2S8", "[A-Z]{2}[0-9]{3}", "IO258"),
+        ("HEAT", "[a-z]+", None),  # which letters it is taken for is left open; the case is the pattern's
+        ("COX", "[a-z]+", "cox"),
+        ("COX", "[A-Z]+", "COX"),
+        ("cox", "[A-Z]+", "COX"),
+        ("12/10/25", r"\d\d/\d\d/\d\d", "12/10/25"),
+        ("AB 12", "[A-Z0-9]+", "AB12"),
+        ("AB 12", "[A-Z]+ [0-9]+", "AB 12"),
+    ],
+)
+def test_print_is_read_by_pattern(predictor: GlyphPredictor, text: str, pattern: str, answer: str | None) -> None:
+    reading = predictor.read(write([text]), pattern=pattern)
+    assert reading.status == "ok"
+    assert re.fullmatch(pattern, reading.text or "")
+    assert answer in (reading.text, None)
+
+
+def test_what_cannot_match_is_uncertain(predictor: GlyphPredictor) -> None:
+    reading = predictor.read(write(["23"]), pattern="[0-9]{7}")
+    assert (reading.status, reading.text) == ("uncertain", "23")
+
+
+def test_the_flag_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(["IO2S8"]).save(tmp_path / "a.png")
+    command = ["--image", str(tmp_path / "a.png"), "--pattern", "[0-9]{5}"]
+    assert inference.main([*command, "--text"]) == 0
+    assert capsys.readouterr().out.split("\t")[1:3] == ["ok", "10258"]
+    with pytest.raises(SystemExit):
+        inference.main(command)
+    assert "--pattern is for --text" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"pattern '\[0-9'"):
+        inference.main([*command[:2], "--text", "--pattern", "[0-9"])
