@@ -24,6 +24,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.reader import read_words
 
 JOINED = "cursive"  # the kind that is to be refused
 DRAWS = 2000
@@ -90,17 +91,22 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint or an .onnx file")
     parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="pictures and truth.tsv")
     parser.add_argument("--digits", action="store_true", help="the alphabet 0123456789 where the truth is digits only")
+    parser.add_argument("--words", type=Path, metavar="FILE", help="a word list, for words and lines")
+    parser.add_argument("--kind", help="measure pictures of this kind only")
     parser.add_argument("--show", action="store_true", help="print each picture's text and what was read")
     arguments = parser.parse_args()
     predictor = GlyphPredictor(arguments.model, "cpu")
     digits = GlyphPredictor(arguments.model, "cpu", alphabet="0123456789") if arguments.digits else predictor
+    listed = GlyphPredictor(arguments.model, "cpu", words=read_words(arguments.words)) if arguments.words else predictor
     kinds: dict[str, list[Result]] = defaultdict(list)
     sources: dict[str, list[Result]] = defaultdict(list)
     with (arguments.pictures / "truth.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     for row in rows:
         truth = plain(row["text"])
-        reader = digits if truth.isdigit() else predictor
+        if arguments.kind not in (None, row["kind"]):
+            continue
+        reader = digits if truth.isdigit() else listed if row["kind"] in ("word", "line") else predictor
         start = time.perf_counter()
         reading = reader.read(arguments.pictures / row["file"])
         seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import inference
 from glyphs.errors import ConfigError
-from glyphs.inference.automaton import MOST_STATES, pattern_automaton
+from glyphs.inference.automaton import MOST_STATES, Automaton, pattern_automaton, word_automaton
 from glyphs.inference.lattice import matching_path
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import read_page
@@ -80,20 +80,30 @@ def piece(left: int, right: int, height: int = 20) -> Piece:
 
 
 def text_of(
-    pieces: list[Piece], table: dict[int, list[float]], names: str, pattern: str, gaps: tuple[int, ...] = ()
+    pieces: list[Piece],
+    table: dict[int, list[float]],
+    names: str,
+    pattern: str | Automaton,
+    gaps: tuple[float, ...] | None = None,
 ) -> str | None:
     """The labels of the best path, for pieces with these probabilities, by the left edge of the candidate's box."""
     known = {(place, place + 1): (each, np.array(table[place])) for place, each in enumerate(pieces) if place in table}
-    found = matching_path(Line(pieces, 20), known, np.eye(len(names)), names, pattern_automaton(pattern), gaps)
+    automaton = pattern_automaton(pattern) if isinstance(pattern, str) else pattern
+    found = matching_path(
+        Line(pieces, 20), known, np.eye(len(names)), names, automaton, gaps or (0.2,) * (len(pieces) - 1)
+    )
     if found is None:
         return None
     words = []
     for group in found:
         labels = []
         for choice in group:
-            best = names if choice.probabilities is None else [names[i] for i in np.argsort(-choice.probabilities)]
-            only = choice.only or frozenset()
-            labels.append(min(only) if choice.probabilities is None else next(name for name in best if name in only))
+            fitting = [name for name in names if choice.only is None or {name, name.lower()} & choice.only]
+            if choice.probabilities is None:
+                labels.append("-" if choice.only is None else min(choice.only))
+            else:
+                scores = dict(zip(names, choice.probabilities, strict=True))
+                labels.append(max(fitting, key=scores.__getitem__))
         words.append("".join(labels))
     return " ".join(words)
 
@@ -111,10 +121,10 @@ def test_the_likeliest_text_that_matches_is_the_answer() -> None:
 def test_spaces_stand_where_the_pattern_has_them() -> None:
     pieces = [piece(0, 10), piece(14, 24), piece(60, 70)]
     table = {place: [1.0] for place in range(3)}
-    assert text_of(pieces, table, "A", "A+", (2,)) == "AAA"
-    assert text_of(pieces, table, "A", "[A ]+", (2,)) == "AA A"
-    assert text_of(pieces, table, "A", "A( A+)?( A)?A*", (2,)) == "AA A"
-    assert text_of(pieces, table, "A", "A AA", (2,)) == "A AA"
+    assert text_of(pieces, table, "A", "A+", (0.2, 2.0)) == "AAA"
+    assert text_of(pieces, table, "A", "[A ]+", (0.2, 2.0)) == "AA A"
+    assert text_of(pieces, table, "A", "A+( A+)?", (0.2, 2.0)) == "AA A"
+    assert text_of(pieces, table, "A", "A AA", (0.2, 2.0)) == "A AA"
 
 
 def test_marks_and_unknown_signs_stand_where_the_pattern_has_them() -> None:
@@ -128,6 +138,34 @@ def test_marks_and_unknown_signs_stand_where_the_pattern_has_them() -> None:
     assert text_of(strokes, {place: [1.0] for place in range(3)}, "1", "1/1") == "1/1"
 
 
+def test_listed_words_decide_how_pieces_are_joined() -> None:
+    cut = [Piece(Box(0, left, 20, left + 8), np.ones((20, 8), bool), 1) for left in (0, 8, 16)]
+    names = "MRND"
+    rows = {"R": [0.1, 0.8, 0.05, 0.05], "N": [0.1, 0.05, 0.8, 0.05], "D": [0.01, 0.01, 0.01, 0.97]}
+    both = Piece(Box(0, 0, 20, 16), np.ones((20, 16), bool), 1)
+    known = {
+        (0, 1): (cut[0], np.array(rows["R"])),
+        (1, 2): (cut[1], np.array(rows["N"])),
+        (2, 3): (cut[2], np.array(rows["D"])),
+        (0, 2): (both, np.array([0.3, 0.3, 0.3, 0.1])),
+    }
+    for words, lengths in ((["md", "rn"], [2]), (["md", "rnd"], [3]), (["md", "rnd d"], [2])):
+        automaton = word_automaton(words, names)
+        found = matching_path(Line(cut, 20), known, np.eye(4), names, automaton, (0, 0))
+        assert found is not None
+        assert [len(group) for group in found] == lengths
+
+
+def test_words_that_are_not_listed_stay_and_so_do_marks() -> None:
+    names, sure = "ABCD", 0.97
+    table = {place: [sure if name == wanted else 0.01 for name in names] for place, wanted in ((0, "A"), (2, "C"))}
+    pieces = [piece(0, 10), piece(12, 16, 4), piece(20, 30), piece(34, 44)]
+    table[3] = [0.4, 0.2, 0.2, 0.2]
+    assert text_of(pieces, table, names, word_automaton(["acd", "bd"], names)) == "A-CD"
+    assert text_of(pieces, table, names, word_automaton(["bbd"], names)) == "A-CA"
+    assert text_of(pieces, table, names, word_automaton(["a", "ca"], names), (0.2, 2.0, 0.2)) == "A- CA"
+
+
 def test_a_line_that_cannot_match_keeps_what_was_read() -> None:
     pieces = [piece(0, 10), piece(14, 24)]
     page = Page(np.ones((20, 30), np.float32), 0.3, 1, [Line(pieces, 20)], False)
@@ -135,7 +173,7 @@ def test_a_line_that_cannot_match_keeps_what_was_read() -> None:
     def network(images: NDArray[np.uint8]) -> NDArray[Any]:
         return np.full((len(images), 1), 0.99)
 
-    lines = read_page(page, network, ["A"], pattern=pattern_automaton("A{4}"))
+    lines = read_page(page, network, ["A"], automaton=pattern_automaton("A{4}"))
     assert lines is not None
     assert [line.text for line in lines] == ["AA"]
 
@@ -155,7 +193,7 @@ def predictor() -> GlyphPredictor:
         ("COX", "[A-Z]+", "COX"),
         ("cox", "[A-Z]+", "COX"),
         ("12/10/25", r"\d\d/\d\d/\d\d", "12/10/25"),
-        ("AB 12", "[A-Z0-9]+", "AB12"),
+        ("AB 45", "[A-Z0-9]+", "AB45"),
         ("AB 12", "[A-Z]+ [0-9]+", "AB 12"),
     ],
 )

@@ -18,12 +18,11 @@ from glyphs.commands.read import SOME_FAILED
 from glyphs.commands.read_arguments import parse
 from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
+from glyphs.inference.lattice import Choice
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import (
-    Choice,
     holds_digits_only,
     label,
-    nearest_word,
     read_page,
     read_words,
     set_case,
@@ -151,14 +150,6 @@ def test_a_wide_gap_divides_words() -> None:
     assert [len(group) for group in split_words(path, 20)] == [3, 2]
 
 
-def test_the_nearest_word_is_the_likeliest_and_not_the_one_with_fewest_edits() -> None:
-    names = ["A", "B", "C", "D"]
-    rows: list[NDArray[Any]] = [np.array([0.4, 0.35, 0.2, 0.05]), np.array([0.4, 0.05, 0.2, 0.35])]
-    group = [Choice(piece(0, 9), rows[0]), Choice(piece(12, 20), rows[1])]
-    assert nearest_word(group, ["A", "A"], names, ["AB", "BD", "ABC"]) == ["B", "D"]
-    assert nearest_word(group, ["A", "A"], names, ["ABC"]) == ["A", "A"]
-
-
 def test_a_word_list_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
         read_words(tmp_path / "gone.txt")
@@ -173,11 +164,12 @@ def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.Captur
     model = save_small_onnx(tmp_path / "model.onnx")
     folder = tmp_path / "pictures"
     folder.mkdir()
-    write(["AB", "CD"]).save(folder / "a.png")
+    picture = write(["AB", "CD"])
+    picture.save(folder / "a.png")
     Image.new("L", (50, 50), 255).save(folder / "b.png")
     (folder / "c.png").touch()
     command = ["--model", str(model), "--batch", str(folder), "--text", "--output"]
-    for name in ("r.json", "r.csv", "r.jsonl"):
+    for name in ("r.json", "r.csv", "r.jsonl", "r.hocr"):
         assert inference.main([*command, str(tmp_path / name)]) == SOME_FAILED
     rows = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [row["status"] for row in rows] == ["ok", "no_glyph", "failed"]
@@ -189,6 +181,9 @@ def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.Captur
     assert [json.loads(line) for line in lines] == rows
     table = list(csv.DictReader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()))
     assert list(table[0]) == ["file", "status", "text", "confidence", "error"]
+    pages = (tmp_path / "r.hocr").read_text(encoding="utf-8")
+    assert f"bbox 0 0 {picture.width} {picture.height}" in pages
+    assert pages.count("class='ocr_page'") == 3
     capsys.readouterr()
     assert inference.main([*command, str(tmp_path / "r.jsonl")]) == SOME_FAILED
     assert "holds 3 rows" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -206,3 +207,37 @@ def test_parquet_without_its_package_is_one_line(tmp_path: Path, monkeypatch: py
     with refused(GlyphError, "r.parquet", "pip install pyarrow"):
         open_results(tmp_path / "r.parquet", 5)
     assert not (tmp_path / "r.parquet").exists()
+
+
+def test_hocr_has_pages_lines_and_words(tmp_path: Path) -> None:
+    box, beside = (1, 2, 30, 40), (35, 2, 45, 8)
+    word = Word("<A", box, (Character("<", 0.504, box, ()), Character("A", 0.9, box, ())))
+    dash = Word("-", beside, (Character("-", None, beside, ()),))
+    line = TextLine("<A -", (1, 2, 45, 40), (word, dash))
+    readings = [
+        Reading('a;"%\x1b.png', "ok", 0.504, (line, line), size=(50, 60)),
+        Reading("b.png", "failed", error="b.png: is damaged"),
+    ]
+    with open_results(tmp_path / "r.hocr", None) as results:
+        for reading in readings:
+            results.write(reading)
+    root = ElementTree.parse(tmp_path / "r.hocr").getroot()
+    space = "{http://www.w3.org/1999/xhtml}"
+    assert root.tag == f"{space}html"
+
+    def of_kind(kind: str) -> list[ElementTree.Element]:
+        return [element for element in root.iter() if element.get("class") == kind]
+
+    pages = of_kind("ocr_page")
+    assert [page.get("title") for page in pages] == [
+        'image "a%3B%22%25\\x1b.png"; bbox 0 0 50 60; ppageno 0',
+        'image "b.png"; ppageno 1',
+    ]
+    assert [len(list(page)) for page in pages] == [2, 0]
+    assert [each.get("title") for each in of_kind("ocr_line")] == ["bbox 1 2 45 40"] * 2
+    words = [(each.text, each.get("title")) for each in of_kind("ocrx_word")]
+    assert words == [("<A", "bbox 1 2 30 40; x_wconf 50"), ("-", "bbox 35 2 45 8")] * 2
+    names = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(set(names)) == len(names) == 8
+    with refused(ConfigError, "r.hocr", "add --text"):
+        open_results(tmp_path / "r.hocr", 5)

@@ -202,6 +202,8 @@ def test_too_many_pixels(service: Running) -> None:
         ("?alphabet=%C3%A9", "the model does not know 'é'"),
         ("?alphabet=", "alphabet: is empty"),
         ("?text=yes", "text: is neither true nor false"),
+        ("?pattern=[0-9]", "pattern: is for text"),
+        ("?text=true&pattern=[0-9", "is no regular expression"),
         ("?text=true&saw=true", "saw: is for single characters"),
         ("?model=other.onnx", "model: there is no other.onnx; choose one of model.onnx"),
     ],
@@ -250,7 +252,7 @@ def test_health_model_and_openapi(service: Running) -> None:
     _, described, _ = service.ask("GET", "/openapi.json")
     assert set(described["paths"]) == {"/predict", "/collect", "/health", "/model", "/metrics"}
     parameters = {each["name"] for each in described["paths"]["/predict"]["post"]["parameters"]}
-    assert parameters == {"model", "text", "top_k", "alphabet", "min_confidence", "saw"}
+    assert parameters == {"model", "text", "top_k", "alphabet", "pattern", "min_confidence", "saw"}
     row = described["components"]["schemas"]["Row"]["properties"]
     assert set(service.predict(png(), "?saw=true")[1][0]) == set(row)
     answers = {int(status) for status in described["paths"]["/predict"]["post"]["responses"]}

@@ -34,17 +34,17 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 
     text = parser.add_argument_group("text (docs/TEXT.md)")
     text.add_argument("--text", action="store_true", help="read all characters of a picture, not the one it shows")
-    text.add_argument("--words", type=Path, metavar="FILE", help="the only words to answer, one on a line, with --text")
-
+    text.add_argument(
+        "--words", type=Path, metavar="FILE", help="the words that a text holds, one on a line, with --text"
+    )
     pattern = "a regular expression that each line matches, such as [0-9]{5}, with --text"
     text.add_argument("--pattern", metavar="REGEX", help=pattern)
 
     answers = parser.add_argument_group("answers")
     likeliest = f"likeliest classes (default: {TOP_K}; in a pipe none, but those that it asks for)"
     answers.add_argument("--top-k", type=positive, metavar="N", help=likeliest)
-    answers.add_argument(
-        "--output", type=Path, metavar="FILE", help="results to a .json, .csv, .jsonl or .parquet file"
-    )
+    formats = "results to a .json, .csv, .jsonl, .parquet or, with --text, .hocr file"
+    answers.add_argument("--output", type=Path, metavar="FILE", help=formats)
     drawn = "draw the picture, what the model saw and its answers, to PATH.png; several pictures, into the folder PATH"
     defaults = f"(default: {DRAWING}; {DRAWINGS})"
     answers.add_argument("--visualize", nargs="?", const=DRAWING, type=Path, metavar="PATH", help=f"{drawn} {defaults}")

@@ -8,7 +8,7 @@ as large as the expression, where a deterministic one can be exponentially large
 import re
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -18,6 +18,8 @@ from glyphs.errors import ConfigError
 
 MOST_STATES = 500  # of a pattern
 TOO_LARGE = f"it stands for more than {MOST_STATES} characters; allow fewer repetitions"
+# Logarithms, of each piece of ink of a number, and of another word that is not listed
+NUMBER_COST, OTHER_COST = 1.0, 3.0
 LONGEST_QUOTE = 80  # of a pattern in a message
 COUNTS = re.compile(r"\{(\d*)(?:(,)(\d*))?\}")
 SHORT_COUNTS: dict[str, tuple[int, int | None]] = {"?": (0, 1), "*": (0, None), "+": (1, None)}
@@ -36,6 +38,8 @@ class Automaton:
     starts, targets : int [S + 2], int [E]: the states that may follow state s are targets[starts[s] : starts[s + 1]],
         in ascending order; s = S is where a text begins.
     final : bool [S + 1], whether a text may end in a state.
+    costs : float [S], what each character of a state costs beside what it looks like.
+    lexicon : whether it is one of words: letters may be written in their other case, and marks may stand anywhere.
     """
 
     symbols: tuple[frozenset[str], ...]
@@ -43,6 +47,8 @@ class Automaton:
     starts: NDArray[np.int64]
     targets: NDArray[np.int64]
     final: NDArray[np.bool_]
+    costs: NDArray[np.float64]
+    lexicon: bool = False
 
     @property
     def initial(self) -> int:
@@ -100,7 +106,39 @@ def build(states: Sequence[frozenset[str]], follow: Sequence[set[int]], final: s
         np.cumsum([0, *map(len, follow)]),
         np.array([target for targets in follow for target in sorted(targets)], np.int64),
         ends,
+        np.zeros(len(states)),
     )
+
+
+def word_automaton(words: Sequence[str], characters: Sequence[str]) -> Automaton:
+    """The automaton of lines of listed words, in either case, with spaces between them: a trie whose words may follow
+    each other.
+
+    Parameters
+    ----------
+    characters : those that a model knows, of which other words are made.
+    """
+    nodes: dict[str, int] = {}
+    for word in words:
+        for length in range(1, len(word) + 1):
+            nodes.setdefault(word[:length], len(nodes))
+    space, number, other = range(len(nodes), len(nodes) + 3)
+    follow: list[set[int]] = [set() for _ in range(len(nodes) + 4)]
+    for prefix, node in nodes.items():
+        follow[nodes[prefix[:-1]] if len(prefix) > 1 else space].add(node)
+    first = follow[space] | {number, other}
+    ends = {nodes[word] for word in words} | {number, other}
+    for end in ends:
+        follow[end].add(space)
+    for loop in (number, other):
+        follow[loop].add(loop)
+    follow[space] = follow[-1] = first
+    states = [frozenset(prefix[-1]) for prefix in nodes]
+    digits = frozenset(string.digits).intersection(characters)
+    states += [frozenset(" "), digits, frozenset({*PRINTABLE, *characters} - {" "})]
+    built = build(states, follow, ends)
+    built.costs[[number, other]] = NUMBER_COST, OTHER_COST
+    return replace(built, lexicon=True)
 
 
 # ---- The pattern ----

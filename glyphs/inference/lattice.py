@@ -5,7 +5,7 @@ that an automaton knows (see glyphs.inference.automaton).
 """
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ CUT_COST = 1.5  # of each cut through connected ink
 JOIN_COST, JOIN_GAP_COST = 0.8, 8.0  # of joining separate parts, and for each height of paper between them
 MARK_COST = 1.0  # of a full stop, a comma, a dash
 OTHER_MARK_COST = 2.0  # more: of a mark that is another than its shape says, or that is dirt where a pattern has none
-SPACE_COST = 3.0  # of a space of the pattern's where the gap is none, and of none where it is
+SPACE_COST = 8.0  # of a space where there is no paper, and of none where it is twice as wide as the least space
 BEAM = 2000  # states of an automaton that are followed from a place of the line: all of a pattern's
 LEAST_PROBABILITY = 1e-4  # no character is thought to be less probable: the network is overconfident
 
@@ -45,12 +45,13 @@ class Choice(NamedTuple):
     """A character on the best path.
 
     piece : its pieces made one.  probabilities : float [C], None for a mark.  only : the characters that it can be,
-    None for all.
+    None for all.  either_case : whether they may be written in their other case.
     """
 
     piece: Piece
     probabilities: Probabilities | None
     only: frozenset[str] | None = None
+    either_case: bool = False
 
 
 Known = dict[tuple[int, int], tuple[Piece, Probabilities]]  # the candidates of a line, by where they start and stop
@@ -128,7 +129,8 @@ def best_path(line: Line, known: Known, alike: NDArray[np.float64]) -> list[tupl
 
 
 def choice_of(line: Line, known: Known, start: int, stop: int, only: frozenset[str] | None = None) -> Choice:
-    return Choice(*known.get((start, stop), (line.pieces[start], None)), only)
+    piece, probabilities = known.get((start, stop), (line.pieces[start], None))
+    return Choice(piece, probabilities, only)
 
 
 def span_score(line: Line, start: int, stop: int, piece: Piece, probability: float) -> float:
@@ -184,18 +186,18 @@ def matching_path(
     alike: NDArray[np.float64],
     names: Sequence[str],
     automaton: Automaton,
-    gaps: Collection[int],
+    gaps: Sequence[float],
 ) -> list[list[Choice]] | None:
     """The likeliest text that an automaton knows, as words of choices; None where the line can hold none.
 
-    A mark that it knows in no place is dirt.  A sign that the network does not know, as the strokes of a date, may be
-    any ink, at the price of one class among all.
+    A mark that it has no place for is dirt, but stays in lines of listed words.  A sign that the network does not
+    know, as the strokes of a date, may be any ink, at the price of one class among all.
 
     Parameters
     ----------
-    gaps : after which pieces the paper is so wide that it is a space.
+    gaps : the paper before each piece but the first, in widths of the least space.
     """
-    fits = np.array([[bool(forms(name, names) & symbol) for name in names] for symbol in automaton.symbols])
+    fits = np.array([[stands_for(name, symbol, names, automaton) for name in names] for symbol in automaton.symbols])
     signs = np.array([bool(signs_of(symbol, names)) for symbol in automaton.symbols])
     space = np.array([" " in symbol for symbol in automaton.symbols])[automaton.symbol]
     zero = np.zeros(1, np.int64)
@@ -214,8 +216,8 @@ def matching_path(
             through = np.flatnonzero(space[states])
             again, after = followers(automaton, states[through])
             index, states = np.append(index, index[through][again]), np.append(states, after)
-            without, beyond = (SPACE_COST, 0.0) if start in gaps else (0.0, SPACE_COST)
-            scores = np.append(scores - without, scores[through][again] - beyond)
+            odds = SPACE_COST * (min(gaps[start - 1], 2) - 1)  # logarithm, of a space to none
+            scores = np.append(scores - max(0, odds), scores[through][again] + min(0, odds))
             spaced = np.append(spaced, np.ones(len(after), bool))
         order = best_of_each(states, scores)
         index, states, scores, spaced = index[order], states[order], scores[order], spaced[order]
@@ -230,12 +232,12 @@ def matching_path(
                 told = mark_of(line.pieces[start], line)
                 costs = [MARK_COST if told in symbol else MARK_COST + OTHER_MARK_COST for symbol in automaton.symbols]
                 emission = np.where(signs, np.negative(costs), -np.inf)
-                dirt = here.scores - MARK_COST - OTHER_MARK_COST
+                dirt = here.scores - MARK_COST - (0 if automaton.lexicon else OTHER_MARK_COST)
                 every = np.arange(len(dirt))
                 found[stop].append(Arrivals(here.states, dirt, every * 0 + start, every, every < 0, every >= 0))
             else:
                 continue  # not thought of
-            total = scores + emission[automaton.symbol[states]]
+            total = scores + emission[automaton.symbol[states]] - (stop - start) * automaton.costs[states]
             [possible] = np.nonzero(total > -np.inf)
             places, passed = np.full(len(possible), start), np.zeros(len(possible), bool)
             found[stop].append(
@@ -248,9 +250,11 @@ def matching_path(
     stop, at = len(line.pieces), int(ends[0])
     while stop:
         state, _, start, before, after_space, dirt_only = (column[at] for column in reached[stop])
-        if not dirt_only:
+        if dirt_only and automaton.lexicon:
+            groups[-1].append(choice_of(line, known, int(start), stop))
+        elif not dirt_only:
             only = automaton.symbols[automaton.symbol[state]]
-            choice = choice_of(line, known, int(start), stop, only)
+            choice = choice_of(line, known, int(start), stop, only)._replace(either_case=automaton.lexicon)
             if not fits[automaton.symbol[state]].any():
                 choice = choice._replace(probabilities=None)
             groups[-1].append(choice)
@@ -262,16 +266,17 @@ def matching_path(
 
 def likeliest(arrivals: Sequence[Arrivals]) -> Arrivals:
     """The best arrival in each state, the likeliest states first, as many as the beam is wide."""
-    every = Arrivals(*(np.concatenate(column) for column in zip(*arrivals, strict=True)))
+    every = Arrivals._make(np.concatenate(column) for column in zip(*arrivals, strict=True))
     order = best_of_each(every.states, every.scores)[:BEAM]
-    return Arrivals(*(column[order] for column in every))
+    return Arrivals._make(column[order] for column in every)
 
 
 def best_of_each(states: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Where the best score of each state is, the best first."""
     order = np.lexsort((-scores, states))
     order = order[np.append(True, np.diff(states[order]) != 0)[: len(order)]]
-    return order[np.argsort(-scores[order], kind="stable")]
+    ranked: NDArray[np.int64] = order[np.argsort(-scores[order], kind="stable")]
+    return ranked
 
 
 def followers(automaton: Automaton, states: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -286,6 +291,11 @@ def forms(name: str, names: Sequence[str]) -> frozenset[str]:
     """The characters that a class stands for: its own, and the other case where that has no class."""
     other = name.swapcase()
     return frozenset({name} if other in names else {name, other})
+
+
+def stands_for(name: str, symbol: frozenset[str], names: Sequence[str], automaton: Automaton) -> bool:
+    """Whether a class may be one of these characters of an automaton's."""
+    return bool(symbol & ({name, name.swapcase()} if automaton.lexicon else forms(name, names)))
 
 
 def signs_of(symbol: frozenset[str], names: Sequence[str]) -> frozenset[str]:

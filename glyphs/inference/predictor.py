@@ -25,7 +25,7 @@ from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
 from glyphs.files import explain_write_error, pretrained_folder, replacing, valid_utf8
-from glyphs.inference.automaton import Automaton, pattern_automaton
+from glyphs.inference.automaton import Automaton, pattern_automaton, word_automaton
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import DECIMALS, Candidate, Prediction, Reading, Status
 from glyphs.inference.seal import check_seal
@@ -81,7 +81,7 @@ class GlyphPredictor:
     mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
         is the one that the model was trained with.
     batch_size : pictures that the network sees at once.
-    words : the only words that a text can hold, for `read`; None for any.
+    words : those that a text holds, for `read`; None for any.
     pattern : a regular expression that each line of a text matches, for `read`, where that says no other; None for
         any text.  See `glyphs.inference.automaton.pattern_automaton` for what it can hold.
     average_views : let the network look at every picture seven times (see `glyphs.model.ViewAverage`); not for .onnx.
@@ -121,7 +121,13 @@ class GlyphPredictor:
         self.description = f"{path}: {len(names)} classes; {describe_training(facts)}"
         self.alphabet = None if alphabet is None else frozenset(alphabet)
         self.words = words
-        self.automaton = None if pattern is None else pattern_automaton(pattern, names)
+        if words is not None and pattern is not None:
+            raise ConfigError("words and pattern both say what a text can hold: give one of them")
+        self.automaton: Automaton | None = None
+        if words is not None:
+            self.automaton = word_automaton(words, names)
+        elif pattern is not None:
+            self.automaton = pattern_automaton(pattern, names)
         self.columns = (
             list(range(len(names))) if self.alphabet is None else choose_columns(names, sorted(self.alphabet))
         )
@@ -267,19 +273,20 @@ class GlyphPredictor:
         automaton = automaton or self.automaton
         if isinstance(page, PictureError):
             return Reading(file, "failed", error=valid_utf8(str(page)))
+        size = (round(page.ink.shape[1] / page.zoom), round(page.ink.shape[0] / page.zoom))
         if page.joined:
-            return Reading(file, "joined_script")
-        lines = read_page(page, self.probabilities, self.class_names, self.alphabet, self.words, top_k, automaton)
+            return Reading(file, "joined_script", size=size)
+        lines = read_page(page, self.probabilities, self.class_names, self.alphabet, automaton, top_k)
         if lines is None:
-            return Reading(file, "joined_script")
+            return Reading(file, "joined_script", size=size)
         if not lines:
-            return Reading(file, "no_glyph")
+            return Reading(file, "no_glyph", size=size)
         characters = [character for line in lines for word in line.words for character in word.characters]
         confidence = min((c.probability for c in characters if c.probability is not None), default=None)
         uncertain = confidence is not None and confidence < self.min_confidence
-        if automaton is not None:
+        if automaton is not None and not automaton.lexicon:
             uncertain = uncertain or not all(automaton.accepts(line.text) for line in lines)
-        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines)
+        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines, size=size)
 
     def probabilities(self, images: Bytes) -> Floats:
         """Those of the alphabet's classes, float64 [N, C], for images of uint8 [N, 1, 28, 28], batch by batch."""

@@ -32,7 +32,7 @@ from glyphs.inference.lattice import (
     signs_of,
 )
 from glyphs.inference.rows import DECIMALS, Candidate, Character, TextLine, Word
-from glyphs.pictures.page import Box, Line, Page
+from glyphs.pictures.page import Box, Line, Page, Piece
 
 # Joined script: so many characters for each connected part of the ink, and so many more characters than parts.  Of
 # 61 pictures of separate letters none has more than 1.24 for each, but for one that is half joined and one whose rules
@@ -60,9 +60,8 @@ def read_page(
     network: Callable[[Bytes], Probabilities],
     names: Sequence[str],
     alphabet: Iterable[str] | None = None,
-    words: Sequence[str] | None = None,
+    automaton: Automaton | None = None,
     top_k: int = 5,
-    pattern: Automaton | None = None,
 ) -> tuple[TextLine, ...] | None:
     """The lines of text on a page; None where it turns out to be joined script.
 
@@ -70,8 +69,7 @@ def read_page(
     ----------
     network : from images, uint8 [N, 1, 28, 28], to probabilities, float [N, C], of the classes `names`.
     alphabet : the only characters that the page can hold; None for all.
-    words : the only words that it can hold; None for any.
-    pattern : what each line can hold; a line that cannot hold such a text has what was read without a pattern.
+    automaton : what each line can hold; a line that cannot hold such a text has what was read without it.
     """
     candidates = [candidates_of(line) for line in page.lines]
     images = [draw_piece(page, piece) for line in candidates for _, _, piece in line if piece is not None]
@@ -85,13 +83,9 @@ def read_page(
     paths = []
     for line, spans in zip(page.lines, candidates, strict=True):
         known = {(start, stop): (piece, next(scores)) for start, stop, piece in spans if piece is not None}
-        spans_read = best_path(line, known, alike)
-        groups = split_words([choice_of(line, known, *span) for span in spans_read], line.height)
-        if pattern:
-            sizes = itertools.accumulate(map(len, groups))
-            spaces = {spans_read[size - 1][1] for size in sizes}  # after which pieces
-            groups = matching_path(line, known, alike, names, pattern, spaces) or groups
-        paths.append(groups)
+        free = [choice_of(line, known, *span) for span in best_path(line, known, alike)]
+        matching = matching_path(line, known, alike, names, automaton, widths(line, free)) if automaton else None
+        paths.append(split_words(free, line.height) if matching is None else matching)
     characters = sum(len(group) for groups in paths for group in groups)
     parts = sum(len({piece.part for piece in line.pieces}) for line in page.lines)
     if characters > JOINED * parts and characters - parts >= JOINED_LEAST:
@@ -114,8 +108,6 @@ def read_page(
             read = [(choice, name) for choice in group if (name := next(labels))]
             if read:
                 choices, letters = [choice for choice, _ in read], [name for _, name in read]
-                if words and not pattern:
-                    letters = nearest_word(choices, letters, names, words)
                 found.append(make_word(choices, letters, names, top_k, page.zoom))
         if found:
             lines.append(TextLine(" ".join(word.text for word in found), around([w.box for w in found]), tuple(found)))
@@ -129,15 +121,31 @@ def split_words(path: Sequence[Choice], height: float) -> list[list[Choice]]:
     """The words of a line: a new one begins where the gap is wider than the line's gaps usually are."""
     if not path:
         return []
-    boxes = [choice.piece.box for choice in path]
-    gaps = [max(0, other.left - one.right) / height for one, other in itertools.pairwise(boxes)]
-    usual = float(np.median(gaps)) if gaps else 0.0
+    least = space_width(path, height)
     groups = [[path[0]]]
-    for choice, gap in zip(path[1:], gaps, strict=True):
-        if gap > max(SPACE, 1.6 * usual) and gap > usual + 0.3:
+    for one, other in itertools.pairwise(path):
+        if gap_between(one.piece, other.piece) > least:
             groups.append([])
-        groups[-1].append(choice)
+        groups[-1].append(other)
     return groups
+
+
+def space_width(path: Sequence[Choice], height: float) -> float:
+    """The paper between two characters, in pixels, beyond which it is a space."""
+    gaps = [gap_between(one.piece, other.piece) / height for one, other in itertools.pairwise(path)]
+    usual = float(np.median(gaps)) if gaps else 0.0
+    return height * max(SPACE, 1.6 * usual, usual + 0.3)
+
+
+def gap_between(one: Piece, other: Piece) -> int:
+    """The columns of paper between two neighbours."""
+    return max(0, other.box.left - one.box.right)
+
+
+def widths(line: Line, path: Sequence[Choice]) -> list[float]:
+    """The paper before each piece but the first, in widths of the least space."""
+    least = space_width(path, line.height)
+    return [gap_between(one, other) / least for one, other in itertools.pairwise(line.pieces)]
 
 
 def holds_digits_only(choices: Iterable[Choice], names: Sequence[str], alike: NDArray[np.float64], loss: float) -> bool:
@@ -169,6 +177,7 @@ def label(
     allowed = None if alphabet is None else set(alphabet)
     kinds = (str.isdigit, lambda name: not name.isdigit() and not name.islower(), is_small)
     columns = [np.array([i for i, name in enumerate(names) if kind(name)], dtype=int) for kind in kinds]
+    standing = [forms(name, names) for name in names]
     first_of_word = {id(group[0]) for group in groups}
     # Viterbi's algorithm over three kinds: digit, capital, small letter.
     change = CHANGE_COST * (1 - np.eye(len(kinds)))
@@ -189,7 +198,7 @@ def label(
         emission: list[float] = []
         labels: list[str] = []
         for own in columns:
-            fitting = own if choice.only is None else [i for i in own if forms(names[i], names) & choice.only]
+            fitting = own if choice.only is None else [i for i in own if standing[i] & choice.only]
             at = max(fitting, key=shared.__getitem__, default=-1)
             probability = float(shared[at]) if at >= 0 else 0.0
             if at < 0 and choice.only is not None:
@@ -234,10 +243,12 @@ def set_case(
             name = found[i]
             if name not in SAME_SHAPE:
                 continue
-            box = path[i].piece.box
+            box, only = path[i].piece.box, path[i].only
             if name in BARS and box.width < BAR * box.height and not path[i].piece.dotted:
-                found[i] = "l" if small > len(sure) - small else "I"
-                continue
+                bar = "l" if small > len(sure) - small else "I"
+                if only is None or bar in only:
+                    found[i] = bar
+                    continue
             low = box.height < SMALL_LETTER * tall
             if sure and small != len(sure) - small:
                 lower = small > len(sure) - small and (low or i != span[0] or name not in SIZED)
@@ -250,9 +261,6 @@ def set_case(
         found = [name if name in allowed or name.swapcase() not in allowed else name.swapcase() for name in found]
         found = [name if name in allowed or name.isalnum() else "" for name in found]
     return found
-
-
-# ---- Words ----
 
 
 def read_words(path: Path) -> list[str]:
@@ -269,26 +277,6 @@ def read_words(path: Path) -> list[str]:
     return words
 
 
-def nearest_word(
-    group: Sequence[Choice], letters: Sequence[str], names: Sequence[str], words: Sequence[str]
-) -> list[str]:
-    """The listed word of as many characters that the network finds likeliest; what was read where there is none."""
-    fitting: list[Sequence[str]] = [word for word in words if len(word) == len(letters)]
-    columns = {name: column for column, name in enumerate(names)}
-
-    def score(word: Iterable[str]) -> float:
-        total = 0.0
-        for choice, character, read in zip(group, word, letters, strict=True):
-            if choice.probabilities is None:
-                total += 0.0 if character == read else np.log(LEAST_PROBABILITY)
-                continue
-            places = [columns[c] for c in {character, character.swapcase()} if c in columns]
-            total += np.log(max(float(choice.probabilities[places].sum()), LEAST_PROBABILITY))
-        return total
-
-    return list(max(fitting, key=score, default=letters))
-
-
 # ---- Answers ----
 
 
@@ -303,8 +291,10 @@ def make_word(group: Sequence[Choice], letters: Sequence[str], names: Sequence[s
             continue
         order = np.argsort(-choice.probabilities, kind="stable")[:top_k]
         ranked = tuple(Candidate(names[i], round(float(choice.probabilities[i]), DECIMALS)) for i in order)
-        column = columns.get(name, columns.get(name.swapcase()))
-        probability = 0.0 if column is None else round(float(choice.probabilities[column]), DECIMALS)
+        places = [columns[case] for case in dict.fromkeys((name, name.swapcase())) if case in columns]
+        if not choice.either_case:
+            places = places[:1]
+        probability = round(float(choice.probabilities[places].sum()), DECIMALS)
         characters.append(Character(name, probability, box, ranked))
     return Word("".join(letters), around([character.box for character in characters]), tuple(characters))
 

@@ -4,13 +4,16 @@ import contextlib
 import csv
 import importlib.util
 import io
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
+from xml.sax.saxutils import escape, quoteattr
 
+import glyphs
 from glyphs.errors import ConfigError, DataError, GlyphError
 from glyphs.files import explain_write_error, replacing, valid_utf8
 from glyphs.text import csv_cell, one_line
@@ -110,6 +113,7 @@ class Reading:
     confidence : the least probability of a character, 0..1, where there are any.
     lines : from top to bottom, for `ok` and `uncertain`.
     error : why, only where the status is `failed`.
+    size : width and height of the picture, in pixels as of the boxes; None where it cannot be read.
     """
 
     file: str | None
@@ -117,6 +121,7 @@ class Reading:
     confidence: float | None = None
     lines: tuple[TextLine, ...] = ()
     error: str | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def text(self) -> str | None:
@@ -317,7 +322,68 @@ def write_parquet(path: Path, top_k: int | None) -> Iterator[ResultFile]:
         flush()
 
 
-WRITERS = {".json": write_json, ".csv": write_csv, ".jsonl": write_json_lines, ".parquet": write_parquet}
+HOCR_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+<head>
+<title>text</title>
+<meta http-equiv="Content-Type" content="text/html;charset=utf-8" />
+<meta name="ocr-system" content="Enhanced Glyph Recognition {version}" />
+<meta name="ocr-capabilities" content="ocr_page ocr_line ocrx_word" />
+</head>
+<body>
+"""
+
+
+@contextlib.contextmanager
+def write_hocr(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+    """hOCR 1.2 (kba.github.io/hocr-spec/1.2), whole at the end: a page for each picture, in it lines and words.
+
+    Where a picture shows no text, or cannot be read, its page is empty.  `x_wconf` is the least probability of the
+    word's characters, in percent; marks alone have none.
+    """
+    with replacing(path) as file:
+        file.write(HOCR_HEAD.format(version=glyphs.__version__).encode())
+        pages = itertools.count(1)
+
+        def write(row: Row) -> None:
+            if isinstance(row, Reading):
+                file.write(hocr_page(row, next(pages)).encode())
+
+        yield ResultFile(write)
+        file.write(b"</body>\n</html>\n")
+
+
+def hocr_page(reading: Reading, page: int) -> str:
+    """A picture's text as an element of hOCR, the picture's number among the pages in its parts' names."""
+
+    def element(tag: str, kind: str, number: str, title: str, content: str) -> str:
+        return f"<{tag} class='{kind}' id='{number}' title={quoteattr(title)}>{content}</{tag}>"
+
+    def bbox(box: Iterable[int]) -> str:
+        return "bbox " + " ".join(map(str, box))
+
+    lines = ""
+    for i, line in enumerate(reading.lines, start=1):
+        words = []
+        for j, word in enumerate(line.words, start=1):
+            known = [character.probability for character in word.characters if character.probability is not None]
+            title = bbox(word.box) + (f"; x_wconf {round(100 * min(known))}" if known else "")
+            words.append(element("span", "ocrx_word", f"word_{page}_{i}_{j}", title, escape(word.text)))
+        lines += element("span", "ocr_line", f"line_{page}_{i}", bbox(line.box), " ".join(words)) + "\n"
+    # The name stands between double quotes in a list that semicolons part: those are written as in a URL.
+    name = one_line(reading.file or "").replace("%", "%25").replace('"', "%22").replace(";", "%3B")
+    title = f'image "{name}"' + (f"; {bbox((0, 0, *reading.size))}" if reading.size else "") + f"; ppageno {page - 1}"
+    return element("div", "ocr_page", f"page_{page}", title, f"\n{lines}") + "\n"
+
+
+WRITERS = {
+    ".json": write_json,
+    ".csv": write_csv,
+    ".jsonl": write_json_lines,
+    ".parquet": write_parquet,
+    ".hocr": write_hocr,
+}
 
 
 def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextManager[ResultFile]:
@@ -333,6 +399,8 @@ def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextMan
         raise ConfigError(f"{path}: results are written to {', '.join(WRITERS)}; choose one of these suffixes")
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file in it")
+    if path.suffix.lower() == ".hocr" and top_k is not None:
+        raise ConfigError(f"{path}: hOCR is for texts: add --text, or choose another suffix")
     if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise GlyphError(f"{path}: a .parquet file needs pyarrow: pip install pyarrow")
     return WRITERS[path.suffix.lower()](path, top_k)
