@@ -23,7 +23,7 @@ CANDIDATES = tuple(Candidate(label, 0.2) for label in "ABCDE")
 
 
 def parts_of(output: Path) -> Parts:
-    return Parts(output, {}, texts=False, block=128, number=0, count=1, meet=lambda: None)
+    return Parts(output, {}, answer="prediction", block=128, number=0, count=1, meet=lambda: None)
 
 
 def main() -> None:

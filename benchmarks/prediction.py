@@ -41,7 +41,7 @@ from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.cpus import usable_cpus
 from glyphs.data.demo import render_demo
 from glyphs.inference.predictor import GlyphPredictor, Network, load_onnx, save_pixels
-from glyphs.inference.rows import open_results
+from glyphs.inference.rows import RowKind, open_results
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import preprocess
 from glyphs.timing import time_networks
@@ -77,7 +77,7 @@ def network_rate(predictor: GlyphPredictor, images: NDArray[np.uint8]) -> float:
 def end_to_end_rate(predictor: GlyphPredictor, folder: Path, output: Path) -> float:
     output.unlink(missing_ok=True)
     started = time.perf_counter()
-    with open_results(output, top_k=5) as results:
+    with open_results(output, RowKind("prediction", 5)) as results:
         for prediction, _ in predictor.stream(PictureFolder(folder)):
             results.write(prediction)
             results.counts[prediction.status] += 1

@@ -50,7 +50,7 @@ from glyphs.errors import GlyphError
 from glyphs.export import export_model
 from glyphs.inference.predictor import load_onnx
 from glyphs.inference.reader import read_words
-from glyphs.inference.rows import Prediction, json_row, open_results
+from glyphs.inference.rows import Prediction, RowKind, json_row, open_results
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
@@ -158,7 +158,7 @@ def read_onnx(path: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    with open_results(path, 5) as results:
+    with open_results(path, RowKind("prediction", 5)) as results:
         results.summary()
 
 

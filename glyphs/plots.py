@@ -12,6 +12,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -19,10 +20,13 @@ import numpy.typing as npt
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure as Figure  # exported, too: who hands figures on imports no matplotlib
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.stats import binomtest
@@ -58,10 +62,26 @@ SHORT_LABEL = 2  # characters that fit upright above a column
 MIN_FONT = 3.5  # points: below it a number in a cell is only dirt
 MAX_BARS = 80
 SHEET_COLUMNS = 8
+PRINT_DPI, MM_PER_INCH, POINTS_PER_INCH = 200, 25.4, 72  # of what is to be printed
+LABEL_LENGTH, HEADING_TOP = 9, 15.0  # characters of a row's label; millimetres
 PREVIEW_SIDE = 800  # pixels: more of a picture than that would not be seen
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
+Point = tuple[float, float]
+
+
+class PrintedPage(NamedTuple):
+    """What is on a page to print, in millimetres from its top left corner.
+
+    squares : left, top, side and brightness, each over those before it.  rules : grey lines from one point to another.
+    labels : the middle and the text.  heading : lines at the top.
+    """
+
+    squares: Sequence[tuple[float, float, float, float]]
+    rules: Sequence[tuple[Point, Point]]
+    labels: Sequence[tuple[float, float, str]]
+    heading: str
 
 
 def plot_training_history(rows: Sequence[Mapping[str, float]], path: Path | None = None) -> Figure:
@@ -431,6 +451,52 @@ def plot_reading(
         axes.axis("off")
         axes.set_title(title)
     return figure
+
+
+def plot_pages(
+    pages: Sequence[PrintedPage], size: Point, rule: tuple[float, float], path: Path | None = None
+) -> list[Figure]:
+    """Pages to print, of so many millimetres; into one .pdf file, or, a single one, into a .png file.
+
+    Parameters
+    ----------
+    size : width and height of the paper, in millimetres.
+    rule : thickness of the rules in millimetres, and their brightness from 0 to 1.
+    """
+    labels, fonts = printable_labels([text for page in pages for _, _, text in page.labels], LABEL_LENGTH)
+    texts = iter(labels)
+    inches = [length / MM_PER_INCH for length in size]
+    figures = []
+    with matplotlib.style.context(["default", STYLE]):
+        for page in pages:
+            figure = Figure(figsize=(inches[0], inches[1]))
+            axes = figure.add_axes((0, 0, 1, 1))
+            axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
+            axes.axis("off")
+            thickness = rule[0] / MM_PER_INCH * POINTS_PER_INCH
+            axes.add_collection(
+                LineCollection(page.rules, colors=str(rule[1]), linewidths=thickness, capstyle="projecting")
+            )
+            squares = [Rectangle((left, top), side, side) for left, top, side, _ in page.squares]
+            colours = [str(grey) for *_, grey in page.squares]
+            axes.add_collection(PatchCollection(squares, facecolors=colours, edgecolors="none", antialiased=False))
+            for x, y, _ in page.labels:
+                text = next(texts)
+                font_size = min(14, 75 / len(text))
+                axes.text(x, y, text, ha="center", va="center", fontsize=font_size, fontfamily=fonts)
+            axes.text(size[0] / 2, HEADING_TOP, page.heading, ha="center", va="center", fontsize=11)
+            figures.append(figure)
+        if path is not None:
+            buffer = io.BytesIO()
+            if path.suffix.lower() == ".pdf":
+                with PdfPages(buffer, metadata={"CreationDate": None}) as pdf:
+                    for figure in figures:
+                        pdf.savefig(figure)
+            else:
+                [figure] = figures
+                figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None})
+            replace_file(path, buffer.getvalue())
+    return figures
 
 
 def plot_analysis(

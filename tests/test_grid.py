@@ -1,11 +1,17 @@
 """Grids: from pictures that the test draws aslant to cells and what stands in them."""
 
+import csv
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+import inference
 from glyphs.data.demo import font_folder
 from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.rows import RowKind, open_terminal
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.grid import cell_numbers, find_grid
 from glyphs.pictures.page import find_lines, read_cells
@@ -106,3 +112,31 @@ def test_a_photographed_sudoku_is_read_and_what_stands_above_left_out() -> None:
     reading = predictor.read(aslant(sheet(ROWS, "4x4")))
     assert reading.status == "ok"
     assert str(reading.text).replace(" ", "").split("\n") == [row.replace(" ", "") for row in ROWS]
+    assert reading.table == [[cell.strip() for cell in row] for row in ROWS]
+    cells = [character.cell for line in reading.lines for word in line.words for character in word.characters]
+    assert cells[4:12] == [(2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 4), (4, 1)]
+
+
+def test_a_grid_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "sudoku.png"
+    sheet(ROWS).save(picture)
+    command = ["--image", str(picture), str(ROOT / "samples" / "number.jpg"), "--text", "--alphabet", "digits"]
+    output, tables = tmp_path / "rows.json", tmp_path / "tables"
+    assert inference.main([*command, "--output", str(output), "--tables", str(tables)]) == 0
+    [written] = tables.rglob("*.csv")  # the other picture shows no grid
+    assert written.name == "sudoku.png.csv"
+    table = [[cell.strip() for cell in row] for row in ROWS]
+    assert list(csv.reader(written.read_text().splitlines())) == table
+    grid, number = json.loads(output.read_text())
+    assert (grid["table"], number["table"]) == (table, None)
+    assert grid["lines"][1]["words"][0]["characters"][0]["cell"] == [2, 1]
+    assert number["lines"][0]["words"][0]["characters"][0]["cell"] is None
+    with open_terminal(RowKind("text")) as results:
+        results.write(GlyphPredictor(alphabet="0123456789").read(sheet(ROWS)))
+    assert capsys.readouterr().out.splitlines()[-4:] == ["8 4 2 7", "1 3 9 8", "5 7 · 6", "9 8 3 4"]
+
+
+def test_tables_are_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        inference.main(["--image", "a.png", "--tables", "tables"])
+    assert "--tables is for --text" in capsys.readouterr().err

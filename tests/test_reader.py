@@ -173,10 +173,10 @@ def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.Captur
         assert inference.main([*command, str(tmp_path / name)]) == SOME_FAILED
     rows = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [row["status"] for row in rows] == ["ok", "no_glyph", "failed"]
-    assert list(rows[0]) == ["file", "status", "text", "confidence", "lines", "error"]
+    assert list(rows[0]) == ["file", "status", "text", "confidence", "lines", "table", "error"]
     [first, second] = rows[0]["lines"]
     assert rows[0]["text"] == f"{first['text']}\n{second['text']}"
-    assert set(first["words"][0]["characters"][0]) == {"label", "probability", "box", "top_k"}
+    assert set(first["words"][0]["characters"][0]) == {"label", "probability", "box", "top_k", "cell"}
     lines = (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows
     table = list(csv.DictReader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()))
@@ -241,8 +241,8 @@ def test_characters_and_texts_do_not_share_a_file(tmp_path: Path) -> None:
     output = tmp_path / "r.jsonl"
     command = ["--model", str(model), "--image", str(tmp_path / "a.png"), "--output", str(output)]
     for first, then, fact in (
-        ([], ["--text"], "single characters, written without --text"),
-        (["--text"], [], "texts, written with --text"),
+        ([], ["--text"], r"rows of single characters \(without --text\)"),
+        (["--text"], [], r"rows of texts \(--text\)"),
     ):
         assert inference.main([*command, *first]) == 0
         before = output.read_bytes()

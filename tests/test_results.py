@@ -14,6 +14,7 @@ from glyphs.inference.rows import (
     Character,
     Prediction,
     Reading,
+    RowKind,
     TextLine,
     Word,
     open_pipe,
@@ -29,7 +30,7 @@ ROWS = [SURE, FAILED, ODD]
 
 
 def write(path: Path, rows: list[Prediction]) -> None:
-    with open_results(path, 2) as results:
+    with open_results(path, RowKind("prediction", 2)) as results:
         for row in rows:
             results.write(row)
 
@@ -77,7 +78,7 @@ def test_a_run_that_dies_leaves_the_file_of_before(tmp_path: Path, name: str) ->
     before = (tmp_path / name).read_bytes()
 
     def die() -> None:
-        with open_results(tmp_path / name, 2) as results:
+        with open_results(tmp_path / name, RowKind("prediction", 2)) as results:
             results.write(SURE)
             raise KeyboardInterrupt
 
@@ -94,7 +95,7 @@ def test_json_lines_go_on_after_every_possible_cut(tmp_path: Path) -> None:
     assert [json.loads(line) for line in whole.splitlines()] == [row.to_dict() for row in ROWS]
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        with open_results(path, 2) as results:
+        with open_results(path, RowKind("prediction", 2)) as results:
             kept = whole[:cut].count(b"\n")
             assert results.done == {row.file for row in ROWS[:kept]}
             assert results.counts.total() == kept
@@ -115,7 +116,7 @@ def test_json_lines_leave_a_file_of_others_alone(tmp_path: Path, content: bytes)
 
 
 def test_rows_reach_a_json_lines_file_as_they_are_made(tmp_path: Path) -> None:
-    with open_results(tmp_path / "r.jsonl", 2) as results:
+    with open_results(tmp_path / "r.jsonl", RowKind("prediction", 2)) as results:
         for number, row in enumerate(ROWS, start=1):
             results.write(row)
             assert (tmp_path / "r.jsonl").read_bytes().count(b"\n") == number
@@ -125,7 +126,7 @@ def test_rows_reach_a_json_lines_file_as_they_are_made(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(ConfigError, match=name):
-        open_results(tmp_path / name, 5)
+        open_results(tmp_path / name, RowKind("prediction", 5))
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".jsonl"])
@@ -135,7 +136,7 @@ def test_an_output_in_no_folder(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_pipe_gets_the_candidates_that_it_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
-    with open_pipe(3) as results:
+    with open_pipe(RowKind("prediction", 3)) as results:
         for row in ROWS:
             results.write(row)
     for line, row in zip(capsys.readouterr().out.splitlines(), ROWS, strict=True):
@@ -146,7 +147,7 @@ def test_a_pipe_gets_the_candidates_that_it_asks_for(capsys: pytest.CaptureFixtu
 
 
 def test_a_pipe_gets_four_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    with open_pipe(0) as results:
+    with open_pipe(RowKind("prediction")) as results:
         for row in ROWS:
             results.write(row)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -158,7 +159,7 @@ def test_a_pipe_gets_four_columns(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    with open_terminal(2) as results:
+    with open_terminal(RowKind("prediction", 2)) as results:
         for row in ROWS:
             results.write(row)
     header, *lines = capsys.readouterr().out.splitlines()
@@ -170,7 +171,7 @@ def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_summary_counts_each_status(tmp_path: Path) -> None:
-    with open_results(tmp_path / "r.json", 2) as results:
+    with open_results(tmp_path / "r.json", RowKind("prediction", 2)) as results:
         assert results.summary() == "0 pictures"
         results.counts.update(["ok", "ok", "no_glyph"])
         assert results.summary() == "3 pictures: 2 ok, 1 no glyph"
@@ -195,7 +196,7 @@ def test_parquet_nests_a_text_as_json_does(tmp_path: Path) -> None:
     box = (1, 2, 30, 40)
     word = Word("A-", box, (Character("A", 0.75, box, SURE.top_k), Character("-", None, box, ())))
     readings = [Reading("a.png", "ok", 0.75, (TextLine("A-", box, (word,)),)), Reading("b.png", "no_glyph")]
-    with open_results(tmp_path / "r.parquet", None) as results:
+    with open_results(tmp_path / "r.parquet", RowKind("text")) as results:
         for reading in readings:
             results.write(reading)
     expected = [json.loads(json.dumps(reading.to_dict())) for reading in readings]
@@ -205,7 +206,7 @@ def test_parquet_nests_a_text_as_json_does(tmp_path: Path) -> None:
 def test_parquet_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with refused(GlyphError, "r.parquet", "pip install pyarrow"):
-        open_results(tmp_path / "r.parquet", 5)
+        open_results(tmp_path / "r.parquet", RowKind("prediction", 5))
     assert not (tmp_path / "r.parquet").exists()
 
 
@@ -218,7 +219,7 @@ def test_hocr_has_pages_lines_and_words(tmp_path: Path) -> None:
         Reading('a;"%\x1b.png', "ok", 0.504, (line, line), size=(50, 60)),
         Reading("b.png", "failed", error="b.png: is damaged"),
     ]
-    with open_results(tmp_path / "r.hocr", None) as results:
+    with open_results(tmp_path / "r.hocr", RowKind("text")) as results:
         for reading in readings:
             results.write(reading)
     root = ElementTree.parse(tmp_path / "r.hocr").getroot()
@@ -240,4 +241,4 @@ def test_hocr_has_pages_lines_and_words(tmp_path: Path) -> None:
     names = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(set(names)) == len(names) == 8
     with refused(ConfigError, "r.hocr", "add --text"):
-        open_results(tmp_path / "r.hocr", 5)
+        open_results(tmp_path / "r.hocr", RowKind("prediction", 5))

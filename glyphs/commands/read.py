@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import io
+import json
 import os
 import sys
 import zlib
@@ -13,15 +13,36 @@ from typing import Any
 from PIL import Image
 
 from glyphs.commands.read_arguments import service_settings
+from glyphs.commands.sheets import cut_sheets, print_sheet
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import explain_write_error, valid_utf8
+from glyphs.inference.forms import (
+    Doubtful,
+    Form,
+    FormReader,
+    make_form,
+    note_doubtful,
+    read_form,
+    write_form,
+    write_review,
+)
 from glyphs.inference.parts import Parts, parts_folder
 from glyphs.inference.predictor import GlyphPredictor, default_model, relative_names, save_pixels
 from glyphs.inference.reader import read_words
-from glyphs.inference.rows import ResultFile, Row, open_pipe, open_results, open_terminal
-from glyphs.pictures.decode import Source
+from glyphs.inference.rows import (
+    STDIN,
+    FormReading,
+    ResultFile,
+    Row,
+    RowKind,
+    open_pipe,
+    open_results,
+    open_terminal,
+    save_table,
+)
+from glyphs.pictures.decode import Source, open_picture
 from glyphs.pictures.find import PictureFolder
 from glyphs.process import Interrupted, launched, say
 from glyphs.progress import line_above, progress
@@ -41,6 +62,16 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
             if not shared(arguments):
                 raise ConfigError("torchrun: processes share --batch DIR into one --output FILE.jsonl, nothing else")
             return read_together(arguments, config, rank(), world_size(), barrier)
+    if arguments.form:
+        begin_form(arguments.form, arguments.fields)
+        return 0
+    if arguments.sheet:
+        print_sheet(arguments.alphabet, arguments.sheet)
+        return 0
+    if arguments.cut:
+        names = relative_names(arguments.image or ())
+        named = [(names[valid_utf8(name)], source) for name, source in images_of(arguments)]
+        return SOME_FAILED if cut_sheets(named or PictureFolder(arguments.batch), arguments.cut) else 0
     if shared(arguments) and parts_folder(arguments.output).exists():  # several processes have begun it
         return read_together(arguments, config, 0, 1, lambda: None)
     if arguments.serve:
@@ -49,21 +80,22 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         predictors = [make_predictor(model, arguments, config) for model in models_of(arguments)]
         serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))
         return 0
-    top_k = None if arguments.text else arguments.top_k
+    form = read_form(arguments.fields) if arguments.fields else None
+    kind = kind_of(arguments, form)
     if arguments.output:
-        rows = open_results(arguments.output, top_k)
+        rows = open_results(arguments.output, kind)
     else:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        rows = open_terminal(top_k) if sys.stdout.isatty() else open_pipe(arguments.columns)
+        rows = open_terminal(kind) if sys.stdout.isatty() else open_pipe(kind._replace(top_k=arguments.columns))
     [model] = models_of(arguments)
     predictor = make_predictor(model, arguments, config)
-    images: list[tuple[str, Source]] = [
-        (name, io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name) for name in arguments.image or ()
-    ]
+    reader = FormReader(predictor, form) if form else predictor
+    images = images_of(arguments)
     folder = PictureFolder(arguments.batch) if arguments.batch else None
+    doubtful: Doubtful = {}
     with rows as results:
         try:
-            failed = predict(predictor, folder or images, arguments, results)
+            failed = predict(reader, folder or images, arguments, results, doubtful)
         except Interrupted:
             if arguments.output:
                 say(f"{arguments.output}: {results.after_interruption()}")
@@ -71,6 +103,8 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         sys.stdout.flush()  # here, where a reader who has gone is no error
     if folder or arguments.output:
         say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
+    if isinstance(reader, FormReader) and arguments.review:
+        review(reader, folder or images, arguments, doubtful)
     if arguments.visualize and folder is None and len(images) == 1:
         if not failed:
             draw(predictor, images[0][1], arguments.visualize, arguments)
@@ -79,6 +113,41 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     elif arguments.visualize:
         draw_all(predictor, folder or images, arguments)
     return SOME_FAILED if results.counts["failed"] else 0
+
+
+def images_of(arguments: argparse.Namespace) -> list[tuple[str, Source]]:
+    """The pictures of --image by their names."""
+    return [(name, sys.stdin.buffer.read() if name == STDIN else name) for name in arguments.image or ()]
+
+
+def kind_of(arguments: argparse.Namespace, form: Form | None) -> RowKind:
+    """What rows are asked for."""
+    if form:
+        return RowKind("fields", fields=tuple(field.name for field in form.fields))
+    return RowKind("text") if arguments.text else RowKind("prediction", arguments.top_k)
+
+
+def begin_form(empty: Path, path: Path) -> None:
+    """Write a form's file from a picture of the empty form, and draw its numbered fields beside it.
+
+    Raises GlyphError.
+    """
+    from glyphs.plots import plot_reading  # matplotlib: not for reading
+
+    drawing = path.with_suffix(".png")
+    for target in (path, drawing):
+        if target.exists():
+            raise ConfigError(f"{target}: is there already; choose another --fields file, or remove it")
+    form = make_form(empty)
+    write_form(form, path)
+    shown = [(field.name, None, tuple(map(round, field.box))) for field in form.fields]
+    plot_reading(open_picture(empty), shown, str(path), drawing)
+    marks = (
+        "scans are laid over it by its four marks"
+        if form.marks is not None
+        else "no marks: scans show the page as it does"
+    )
+    say(f"{path}: {len(form.fields)} fields; {marks}; drawn: {drawing}; now name the fields")
 
 
 def models_of(arguments: argparse.Namespace) -> list[Path]:
@@ -113,8 +182,10 @@ def read_together(
     arguments: argparse.Namespace, config: Config, number: int, count: int, meet: Callable[[], None]
 ) -> int:
     """Read a folder as process `number` of `count`; process 0 joins what all have written, and talks."""
+    form = read_form(arguments.fields) if arguments.fields else None
     [model] = models_of(arguments)
     predictor = make_predictor(model, arguments, config)
+    reader = FormReader(predictor, form) if form else predictor
     # What the rows follow from: parts of another run must not be taken for this one's.
     about = {
         "model": zlib.crc32(model.read_bytes()),
@@ -127,20 +198,24 @@ def read_together(
         "mode": predictor.mode,
         "batch_size": config.batch_size,
         "average_views": arguments.average_views,
+        "fields": arguments.fields and zlib.crc32(arguments.fields.read_bytes()),
     }
+    answer = kind_of(arguments, form).answer
     folder = PictureFolder(arguments.batch)
-    block = 1 if arguments.text else config.batch_size
-    parts = Parts(arguments.output, about, texts=arguments.text, block=block, number=number, count=count, meet=meet)
+    block = config.batch_size if answer == "prediction" else 1
+    parts = Parts(arguments.output, about, answer=answer, block=block, number=number, count=count, meet=meet)
     if parts.paths:
         say(f"{parts.folder} holds {sum(parts.done.values()):,} rows: going on with the other pictures")
     with parts.opened():
-        predictions = stream(predictor, parts.share(folder), arguments)
+        predictions = stream(reader, parts.share(folder), arguments)
         if sys.stderr.isatty():
             predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
         for prediction, pixels in predictions:
             target = arguments.save_preprocessed and arguments.save_preprocessed / f"{prediction.file}.png"
             if target and pixels is not None and not too_long(target):  # process 0 tells of those that are
                 save_pixels(pixels, target)
+            if arguments.tables:
+                save_table(prediction, arguments.tables / f"{prediction.file}.csv")
             parts.write(prediction)
     meet()
     failed = 0
@@ -152,28 +227,38 @@ def read_together(
         results = ResultFile(parts.write, counts=parts.join(folder, lambda error: say(one_line(error))))
         say(f"{results.summary()}; {folder.skipped:,} other files skipped")
         failed = results.counts["failed"]
+        if isinstance(reader, FormReader) and arguments.review:
+            review(reader, folder, arguments, {})
     meet()  # the file is whole, whichever process ends first
     return SOME_FAILED if failed else 0
 
 
 def stream(
-    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Source | PictureError]], arguments: argparse.Namespace
+    reader: GlyphPredictor | FormReader,
+    pictures: Iterable[tuple[str, Source | PictureError]],
+    arguments: argparse.Namespace,
 ) -> Iterable[tuple[Row, Any]]:
     """A row for each picture, and what the network saw of it where it shows one character."""
+    if isinstance(reader, FormReader):
+        return ((row, None) for row in reader.stream(pictures))
     if arguments.text:
-        return ((reading, None) for reading in predictor.read_stream(pictures, arguments.top_k))
-    return predictor.stream(pictures, arguments.top_k)
+        return ((reading, None) for reading in reader.read_stream(pictures, arguments.top_k))
+    return reader.stream(pictures, arguments.top_k)
 
 
 def predict(
-    predictor: GlyphPredictor,
+    reader: GlyphPredictor | FormReader,
     pictures: Iterable[tuple[str, Source | PictureError]],
     arguments: argparse.Namespace,
     results: ResultFile,
+    doubtful: Doubtful,
 ) -> int:
-    """Write a row for each picture that has none yet; complain about those that cannot be read, and count them."""
+    """Write a row for each picture that has none yet; complain about those that cannot be read, and count them.
+
+    The fields of forms that a person should look at are added to `doubtful`.
+    """
     todo = ((name, picture) for name, picture in pictures if results.lacks(name))
-    predictions = stream(predictor, todo, arguments)
+    predictions = stream(reader, todo, arguments)
     complain = say
     if results.done:
         say(f"{arguments.output} holds {len(results.done):,} rows: going on with the other pictures")
@@ -185,15 +270,19 @@ def predict(
     failed = 0
     for prediction, pixels in predictions:
         failed += prediction.status == "failed"
+        name = targets.get(str(prediction.file), str(prediction.file))
+        if arguments.tables:
+            save_table(prediction, arguments.tables / f"{name}.csv")
         if arguments.save_preprocessed and pixels is not None:  # first: where this fails, the picture has no row yet
-            name = str(prediction.file)
-            target = arguments.save_preprocessed / f"{targets.get(name, name)}.png"
+            target = arguments.save_preprocessed / f"{name}.png"
             if too_long(target):
                 complain(not_saved(target))
             else:
                 save_pixels(pixels, target)
         results.write(prediction)
         results.counts[prediction.status] += 1
+        if isinstance(prediction, FormReading):
+            note_doubtful(prediction.to_dict(), doubtful)
         if prediction.error:
             complain(one_line(prediction.error))
         elif prediction.status == "several_glyphs" and not arguments.batch:
@@ -210,6 +299,22 @@ def too_long(path: Path) -> bool:
 
 def not_saved(target: Path) -> str:
     return one_line(f"{target}: is not saved, its name is too long")
+
+
+def review(
+    reader: FormReader,
+    pictures: Iterable[tuple[str, Source | PictureError]],
+    arguments: argparse.Namespace,
+    doubtful: Doubtful,
+) -> None:
+    """Write the review sheet; a .jsonl file holds the rows of earlier runs and other processes, too."""
+    if arguments.output and arguments.output.suffix.lower() == ".jsonl":
+        doubtful = {}
+        with arguments.output.open("rb") as rows:
+            for row in rows:
+                note_doubtful(json.loads(row), doubtful)
+    write_review(arguments.review, reader, pictures, doubtful)
+    say(f"{arguments.review}: {sum(map(len, doubtful.values())):,} fields to look at")
 
 
 def draw(predictor: GlyphPredictor, picture: Source, path: Path, arguments: argparse.Namespace) -> None:

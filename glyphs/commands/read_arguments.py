@@ -10,6 +10,7 @@ from glyphs.config import PREPROCESSING, Config
 from glyphs.text import ALPHABETS, alphabet_of
 
 TOP_K = 5
+DOUBTFUL = 0.8  # a field that is less probable is for a person to look at
 DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
 
 
@@ -20,6 +21,11 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     what.add_argument("--batch", type=Path, metavar="DIR", help="all pictures in this folder and its sub-folders")
     what.add_argument("--serve", action="store_true", help="those that come over HTTP, from the page of --serve too")
 
+    sheet = "print a sheet to write characters into, for --cut: a .pdf file, or a .png (with --alphabet)"
+    form = "an empty form: its boxes are found and written to the --fields file, for you to name them"
+    what.add_argument("--form", type=Path, metavar="PICTURE", help=form)
+    what.add_argument("--sheet", type=Path, metavar="FILE", help=sheet)
+
     how = parser.add_argument_group("how to recognise them")
     model = "a checkpoint or an .onnx file; several with --serve (default: the weights in the box, glyphs47)"
     how.add_argument("--model", type=Path, nargs="+", metavar="FILE", help=model)
@@ -27,8 +33,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     only = f"answer only these characters, such as 0123456789, or {', '.join(ALPHABETS)} (default: all)"
     how.add_argument("--alphabet", type=alphabet_of, metavar="CHARACTERS", help=only)
-    uncertain = "an answer less probable than this, from 0 to 1, is `uncertain` (default: 0)"
-    how.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help=uncertain)
+    uncertain = f"an answer less probable than this, from 0 to 1, is `uncertain` (default: 0; of fields {DOUBTFUL})"
+    how.add_argument("--min-confidence", type=fraction, metavar="P", help=uncertain)
     views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"
     how.add_argument("--average-views", action="store_true", help=views)
 
@@ -39,6 +45,17 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     pattern = "a regular expression that each line matches, such as [0-9]{5}, with --text"
     text.add_argument("--pattern", metavar="REGEX", help=pattern)
+
+    tables = "what stands in the cells of grids, with --text: DIR/NAME.csv for each picture NAME that shows one"
+    text.add_argument("--tables", type=Path, metavar="DIR", help=tables)
+    fields = "read the named fields of forms that this file describes, a column each (--form writes one)"
+    text.add_argument("--fields", type=Path, metavar="FILE", help=fields)
+    review = "an .html page with the fields of --fields that a person should look at"
+    text.add_argument("--review", type=Path, metavar="FILE", help=review)
+
+    own = parser.add_argument_group("characters of one's own (docs/DATA.md)")
+    cut = "cut photographs of filled-in sheets into a folder to train on: DIR/CLASS/NAME.png"
+    own.add_argument("--cut", type=Path, metavar="DIR", help=cut)
 
     answers = parser.add_argument_group("answers")
     likeliest = f"likeliest classes (default: {TOP_K}; in a pipe none, but those that it asks for)"
@@ -94,6 +111,8 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
     # A pipe has columns for candidates only where they are asked for, and for single characters.
     arguments.columns = 0 if arguments.text else arguments.top_k or 0
     arguments.top_k = arguments.top_k or TOP_K
+    if arguments.min_confidence is None:
+        arguments.min_confidence = DOUBTFUL if arguments.fields else 0.0
     given = given_settings(arguments)
     config = config_of(given, given)
     require_models(*(arguments.model or ()))
@@ -102,6 +121,7 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse combinations of arguments that would lose pictures or mix them up, or that mean nothing."""
+    check_others(parser, arguments)
     if arguments.serve:
         for name in ("output", "visualize", "save_preprocessed"):
             if getattr(arguments, name):
@@ -122,7 +142,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
             drawing = arguments.visualize / f"{picture.name}.png" if several else arguments.visualize
             if picture.exists() and drawing.exists() and drawing.samefile(picture):
                 parser.error(f"--visualize would replace the picture {drawing}")
-    for name in ("words", "pattern"):
+    for name in ("words", "pattern", "tables"):
         if getattr(arguments, name) is not None and not arguments.text:
             parser.error(f"--{name} is for --text")
     if arguments.words and arguments.pattern is not None:
@@ -131,12 +151,38 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
     if arguments.text and arguments.mode == "plain":
         parser.error("--text finds characters itself: leave --preprocess out")
-    for name in ("save_preprocessed", "visualize") if arguments.batch else ():
+    for name in ("save_preprocessed", "visualize", "cut", "tables") if arguments.batch else ():
         folder = getattr(arguments, name)
         # Path.resolve raises where links go in circles.
         if folder and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(arguments.batch)):
             flag = name.replace("_", "-")
             parser.error(f"--{flag} must not lie in --batch, where it would be read as more pictures")
+
+
+def check_others(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what means nothing beside the flags that do something else than to recognise characters or text."""
+    characters = ("mode", "text", "words", "pattern", "visualize", "save_preprocessed", "top_k", "tables")
+    recognition = (*characters, "model", "average_views", "output", "review", "min_confidence")
+    strangers = {
+        "form": (*recognition, "alphabet", "cut"),
+        "sheet": (*recognition, "fields", "cut"),
+        "cut": (*recognition, "alphabet", "fields", "serve"),
+        "fields": (*characters, "serve"),
+    }
+    for flag, others in strangers.items():
+        if getattr(arguments, flag) and (given := [name for name in others if getattr(arguments, name)]):
+            other = "preprocess" if given[0] == "mode" else given[0].replace("_", "-")
+            parser.error(f"--{flag} does not go with --{other}")
+    if arguments.form and not arguments.fields:
+        parser.error("--form needs the file to write: --fields fields.json")
+    if arguments.sheet and not arguments.alphabet:
+        parser.error('--sheet needs the classes: --alphabet digits, --alphabet "βδλ", or --alphabet "sun moon star"')
+    if arguments.review and not arguments.fields:
+        parser.error("--review is for --fields")
+    for flag, suffixes in (("sheet", (".pdf", ".png")), ("fields", (".json",)), ("review", (".html",))):
+        path = getattr(arguments, flag)
+        if path and path.suffix.lower() not in suffixes:
+            parser.error(f"--{flag} takes a file that ends in {' or '.join(suffixes)}, not {path}")
 
 
 def service_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
-from glyphs.inference.rows import ResultFile, Row, json_row, read_json_lines
+from glyphs.inference.rows import Answer, ResultFile, Row, json_row, read_json_lines
 
 ABOUT = "about.json"
 AT = "bytes"  # the output's length when the run began: what lies beyond was joined by a process that was killed
@@ -40,7 +40,7 @@ class Parts:
     ----------
     output : the .jsonl file to be.
     about : what the rows follow from; equal in all attempts.
-    texts : whether the rows are texts.
+    answer : what the rows have of their pictures.
     block : pictures that belong together.
     number, count : of this process, and how many there are.
     meet : returns once all processes have called it.
@@ -57,7 +57,7 @@ class Parts:
         output: Path,
         about: Mapping[str, Any],
         *,
-        texts: bool,
+        answer: Answer,
         block: int,
         number: int,
         count: int,
@@ -66,11 +66,11 @@ class Parts:
         self.output, self.folder = output, parts_folder(output)
         self.block, self.number, self.count = block, number, count
         if number == 0:
-            self._begin(about, texts)
+            self._begin(about, answer)
         meet()
         with explain_write_error(self.output), self.output.open("rb") as file:
             self.earlier = ResultFile(write=self.write)
-            read_json_lines(file, self.output, texts, self.earlier)
+            read_json_lines(file, self.output, answer, self.earlier)
         self.paths = self._paths()
         self.done: dict[int, int] = {}  # rows of each block, of the attempt that came furthest
         for path in self.paths:
@@ -86,7 +86,7 @@ class Parts:
         """The parts, in the order of their attempts; other files in the folder are nobody's."""
         return sorted(path for path in self.folder.glob("*.part") if re.fullmatch(r"\d+-\d+", path.stem))
 
-    def _begin(self, about: Mapping[str, Any], texts: bool) -> None:
+    def _begin(self, about: Mapping[str, Any], answer: Answer) -> None:
         """Make the folder, or check that it is of this run, and leave in the output what was there when it began."""
         path = self.folder / ABOUT
         if self.folder.exists() and not path.exists():
@@ -94,7 +94,7 @@ class Parts:
                 shutil.rmtree(self.folder)  # it was joined already
         with explain_write_error(self.output), self.output.open("a+b") as file:
             file.seek(0)
-            end = read_json_lines(file, self.output, texts, ResultFile(write=self.write))
+            end = read_json_lines(file, self.output, answer, ResultFile(write=self.write))
             if path.exists():
                 try:
                     with open_to_read(path) as content:

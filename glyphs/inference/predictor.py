@@ -5,6 +5,7 @@ that imports it may be imported at the head of this file.
 """
 
 import concurrent.futures
+import copy
 import functools
 import importlib.util
 import itertools
@@ -32,7 +33,7 @@ from glyphs.inference.seal import check_seal
 from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
 from glyphs.pictures.glyph import SIDE, Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
-from glyphs.text import first_line
+from glyphs.text import alphabet_of, first_line
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -135,6 +136,28 @@ class GlyphPredictor:
         self.min_confidence = min_confidence
         self.mode = mode or trained_with
         self.batch_size = batch_size
+
+    def view(
+        self, alphabet: str | None = None, min_confidence: float | None = None, pattern: str | None = None
+    ) -> "GlyphPredictor":
+        """The same predictor with other options where they are given; an alphabet is of this one's characters.
+
+        Raises
+        ------
+        ConfigError : as for the predictor itself.
+        """
+        own = copy.copy(self)
+        if alphabet is not None:
+            alphabet = alphabet_of(alphabet)
+            chosen = choose_columns(own.class_names, alphabet)
+            own.alphabet = frozenset(alphabet)
+            own.columns = [own.columns[column] for column in chosen]
+            own.class_names = [own.class_names[column] for column in chosen]
+        if min_confidence is not None:
+            own.min_confidence = min_confidence
+        if pattern is not None:
+            own.automaton = pattern_automaton(pattern, own.class_names)
+        return own
 
     def predict(self, image: Source, top_k: int = 5) -> Prediction:
         """What one picture shows; a picture that cannot be read is a `failed` prediction, not an exception."""
@@ -280,13 +303,13 @@ class GlyphPredictor:
         if lines is None:
             return Reading(file, "joined_script", size=size)
         if not lines:
-            return Reading(file, "no_glyph", size=size)
+            return Reading(file, "no_glyph", size=size, grid=page.grid)
         characters = [character for line in lines for word in line.words for character in word.characters]
         confidence = min((c.probability for c in characters if c.probability is not None), default=None)
         uncertain = confidence is not None and confidence < self.min_confidence
         if automaton is not None and not automaton.lexicon:
             uncertain = uncertain or not all(automaton.accepts(line.text) for line in lines)
-        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines, size=size)
+        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines, size=size, grid=page.grid)
 
     def probabilities(self, images: Bytes) -> Floats:
         """Those of the alphabet's classes, float64 [N, C], for images of uint8 [N, 1, 28, 28], batch by batch."""

@@ -108,7 +108,7 @@ def read_page(
             read = [(choice, name) for choice in group if (name := next(labels))]
             if read:
                 choices, letters = [choice for choice, _ in read], [name for _, name in read]
-                found.append(make_word(choices, letters, names, top_k, page.zoom))
+                found.append(make_word(page, choices, letters, names, top_k))
         if found:
             lines.append(TextLine(" ".join(word.text for word in found), around([w.box for w in found]), tuple(found)))
     return tuple(lines)
@@ -280,14 +280,18 @@ def read_words(path: Path) -> list[str]:
 # ---- Answers ----
 
 
-def make_word(group: Sequence[Choice], letters: Sequence[str], names: Sequence[str], top_k: int, zoom: float) -> Word:
+def make_word(page: Page, group: Sequence[Choice], letters: Sequence[str], names: Sequence[str], top_k: int) -> Word:
     """The word in the form of a result, its boxes in pixels of the picture."""
     columns = {name: column for column, name in enumerate(names)}
     characters = []
     for choice, name in zip(group, letters, strict=True):
-        box = tuple(round(value / zoom) for value in shown(choice.piece.box))
+        box = tuple(round(value / page.zoom) for value in shown(choice.piece.box))
+        cell = None
+        if page.grid is not None and choice.piece.cell is not None:
+            row, column = divmod(choice.piece.cell, page.grid[1])
+            cell = (row + 1, column + 1)
         if choice.probabilities is None:
-            characters.append(Character(name, None, box, ()))
+            characters.append(Character(name, None, box, (), cell))
             continue
         order = np.argsort(-choice.probabilities, kind="stable")[:top_k]
         ranked = tuple(Candidate(names[i], round(float(choice.probabilities[i]), DECIMALS)) for i in order)
@@ -295,7 +299,7 @@ def make_word(group: Sequence[Choice], letters: Sequence[str], names: Sequence[s
         if not choice.either_case:
             places = places[:1]
         probability = round(float(choice.probabilities[places].sum()), DECIMALS)
-        characters.append(Character(name, probability, box, ranked))
+        characters.append(Character(name, probability, box, ranked, cell))
     return Word("".join(letters), around([character.box for character in characters]), tuple(characters))
 
 

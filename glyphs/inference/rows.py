@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -15,12 +15,13 @@ from xml.sax.saxutils import escape, quoteattr
 
 import glyphs
 from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.files import explain_write_error, replacing, valid_utf8
-from glyphs.text import csv_cell, one_line
+from glyphs.files import explain_write_error, replace_file, replacing, valid_utf8
+from glyphs.text import csv_cell, one_line, table
 
 Status = Literal["ok", "uncertain", "no_glyph", "several_glyphs", "failed"]
 TextStatus = Literal["ok", "uncertain", "no_glyph", "joined_script", "failed"]
 STDIN = "-"
+EMPTY = "·"  # of a grid's cells
 DECIMALS = 6  # of a probability: finer than float32 tells apart near 1
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 ROW_START = b'{"file": '
@@ -76,13 +77,15 @@ class Character(NamedTuple):
     """A character of a text.
 
     label : what it is.  probability : 0..1, None for a mark, which is told by its shape.  box : left, top, right,
-    bottom, in pixels of the picture as it is shown.  top_k : the likeliest classes, the likeliest first.
+    bottom, in pixels of the picture as it is shown.  top_k : the likeliest classes, the likeliest first.  cell : row
+    and column from 1 in the grid that the picture shows, None elsewhere.
     """
 
     label: str
     probability: float | None
     box: tuple[int, ...]
     top_k: tuple[Candidate, ...]
+    cell: tuple[int, int] | None = None
 
 
 class Word(NamedTuple):
@@ -114,6 +117,7 @@ class Reading:
     lines : from top to bottom, for `ok` and `uncertain`.
     error : why, only where the status is `failed`.
     size : width and height of the picture, in pixels as of the boxes; None where it cannot be read.
+    grid : rows and columns of the grid of boxes that it shows, None where it shows none.
     """
 
     file: str | None
@@ -122,6 +126,22 @@ class Reading:
     lines: tuple[TextLine, ...] = ()
     error: str | None = None
     size: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = None
+
+    @property
+    def table(self) -> list[list[str]] | None:
+        """What stands in each cell of the grid, row by row, "" where it is empty; None where there is no grid."""
+        if self.grid is None:
+            return None
+        rows, columns = self.grid
+        table = [[""] * columns for _ in range(rows)]
+        for line in self.lines:
+            for word in line.words:
+                for character in word.characters:
+                    if character.cell is not None:
+                        row, column = character.cell
+                        table[row - 1][column - 1] += character.label
+        return table
 
     @property
     def text(self) -> str | None:
@@ -131,11 +151,6 @@ class Reading:
     @property
     def answer(self) -> str | None:
         return self.text
-
-    @property
-    def top_k(self) -> tuple[Candidate, ...]:
-        """None of the whole; each character has its own."""
-        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON has it."""
@@ -162,11 +177,69 @@ class Reading:
                 }
                 for line in self.lines
             ],
+            "table": self.table,
             "error": self.error,
         }
 
 
-Row = Prediction | Reading
+SURE = ("ok", "no_glyph")  # what is left empty is no doubtful answer
+
+
+@dataclass(frozen=True)
+class FormReading:
+    """What stands in the fields of a scanned form.
+
+    Attributes
+    ----------
+    file : its name.
+    status : `ok`; `uncertain`, one of its fields is neither read surely nor empty; `failed`, it cannot be read.
+    confidence : the least probability of a character, 0..1, where there are any.
+    fields : what was read in each field, by its name; empty where the status is `failed`.
+    error : why, only where the status is `failed`.
+    """
+
+    file: str | None
+    status: Literal["ok", "uncertain", "failed"]
+    confidence: float | None = None
+    fields: Mapping[str, Reading] = field(default_factory=dict)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        fields = {
+            name: {"status": reading.status, "text": reading.text, "confidence": reading.confidence}
+            for name, reading in self.fields.items()
+        }
+        return {
+            "file": self.file,
+            "status": self.status,
+            "confidence": self.confidence,
+            "fields": fields,
+            "error": self.error,
+        }
+
+
+Row = Prediction | Reading | FormReading
+Answer = Literal["prediction", "text", "fields"]  # what a row has of its picture
+WHAT: dict[Answer, str] = {
+    "prediction": "single characters (without --text)",
+    "text": "texts (--text)",
+    "fields": "forms (--fields)",
+}
+
+
+class RowKind(NamedTuple):
+    """What rows hold: characters with so many likeliest classes, texts, or the named fields of forms."""
+
+    answer: Answer
+    top_k: int = 0
+    fields: tuple[str, ...] = ()
+
+
+def form_columns(fields: Sequence[str]) -> list[str]:
+    """The columns of a table of forms."""
+    answers = [column for name in fields for column in (name, f"{name} probability")]
+    return ["file", "status", *answers, "confidence", "error"]
 
 
 @dataclass
@@ -194,12 +267,32 @@ class ResultFile:
         return f"{self.counts.total():,} pictures" + (f": {parts}" if parts else "")
 
 
+def columns_of(kind: RowKind) -> list[str]:
+    """The columns of a table of rows."""
+    if kind.answer == "fields":
+        return form_columns(kind.fields)
+    ranked = [f"{column}_{rank}" for rank in range(1, kind.top_k + 1) for column in ("label", "probability")]
+    return ["file", "status", kind.answer, "confidence", *ranked, "error"]
+
+
+def cells_of(row: Row, kind: RowKind) -> list[object]:
+    """A row in the columns of a table."""
+    if isinstance(row, FormReading):
+        read = [row.fields.get(name) for name in kind.fields]
+        answers = [cell for reading in read for cell in (reading and reading.text, reading and reading.confidence)]
+        return [row.file, row.status, *answers, row.confidence, row.error]
+    candidates = row.top_k[: kind.top_k] if isinstance(row, Prediction) else ()
+    ranked: list[object] = [value for candidate in candidates for value in candidate]
+    ranked += [None] * (2 * kind.top_k - len(ranked))
+    return [row.file, row.status, row.answer, row.confidence, *ranked, row.error]
+
+
 def json_row(row: Row) -> bytes:
     return ENCODER.encode(row.to_dict()).encode()
 
 
 @contextlib.contextmanager
-def write_json(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+def write_json(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     """A JSON array, whole at the end; rows are not kept in memory."""
     with replacing(path) as file:
         before = b"[\n"
@@ -214,34 +307,28 @@ def write_json(path: Path, top_k: int | None) -> Iterator[ResultFile]:
 
 
 @contextlib.contextmanager
-def write_csv(path: Path, top_k: int | None) -> Iterator[ResultFile]:
-    """A table for spreadsheets, whole at the end, the top k in two columns each; none for texts (top_k None)."""
+def write_csv(path: Path, kind: RowKind) -> Iterator[ResultFile]:
+    """A table for spreadsheets, whole at the end; two columns for each of the top k, and for each field of a form."""
     with replacing(path) as file:
         # write_through: nothing is left in this layer to be flushed to a file that was closed after an error.
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         rows = csv.writer(text)
-        ranks = range(1, (top_k or 0) + 1)
-        answer = "text" if top_k is None else "prediction"
-        header = [f"{column}_{rank}" for rank in ranks for column in ("label", "probability")]
-        rows.writerow(["file", "status", answer, "confidence", *header, "error"])
+        rows.writerow([csv_cell(column) for column in columns_of(kind)])
 
         def write(row: Row) -> None:
-            candidates: list[object] = [value for candidate in row.top_k for value in candidate]
-            candidates += [None] * (len(header) - len(candidates))
-            cells = [row.file, row.status, row.answer, row.confidence, *candidates, row.error]
-            rows.writerow([csv_cell(value) for value in cells])
+            rows.writerow([csv_cell(value) for value in cells_of(row, kind)])
 
         yield ResultFile(write)
         text.detach()
 
 
 @contextlib.contextmanager
-def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+def write_json_lines(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     """A JSON object a line, appended as it is made; the rows of an earlier run stay, and their pictures are done.
 
     Raises
     ------
-    DataError : the file holds something else, or texts where characters are to follow, or the other way about.
+    DataError : the file holds something else, or rows of another kind.
     """
     with explain_write_error(path), path.open("a+b") as file:
 
@@ -251,12 +338,12 @@ def write_json_lines(path: Path, top_k: int | None) -> Iterator[ResultFile]:
 
         results = ResultFile(write, resumable=True)
         file.seek(0)
-        file.truncate(read_json_lines(file, path, top_k is None, results))
+        file.truncate(read_json_lines(file, path, kind.answer, results))
         yield results
 
 
-def read_json_lines(file: BinaryIO, path: Path, texts: bool, results: ResultFile) -> int:
-    """Note which rows an open file of JSON lines holds, texts or characters; returns where the last whole row ends.
+def read_json_lines(file: BinaryIO, path: Path, answer: Answer, results: ResultFile) -> int:
+    """Note which rows of a kind an open file of JSON lines holds; returns where the last whole row ends.
 
     Raises
     ------
@@ -268,23 +355,19 @@ def read_json_lines(file: BinaryIO, path: Path, texts: bool, results: ResultFile
             break  # the earlier run died while it wrote this row
         try:
             old = json.loads(line)
-            other_kind = ("text" in old) != texts
+            other = None if answer in old else next(kind for kind in WHAT if kind in old)
             results.done.add(old["file"])
             results.counts[str(old["status"])] += 1
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError, StopIteration):
             raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
-        if other_kind:
-            with_or_without = ("single characters", "without") if texts else ("texts", "with")
-            raise DataError(
-                f"{path}: holds rows of {with_or_without[0]}, written {with_or_without[1]} --text; "
-                "choose another --output"
-            )
+        if other:
+            raise DataError(f"{path}: holds rows of {WHAT[other]}, not of {WHAT[answer]}; choose another --output")
         end += len(line)
     return end
 
 
 @contextlib.contextmanager
-def write_parquet(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+def write_parquet(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     """A table of typed columns, whole at the end: what JSON has, nested where that is."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
@@ -292,20 +375,17 @@ def write_parquet(path: Path, top_k: int | None) -> Iterator[ResultFile]:
     box = pyarrow.list_(pyarrow.int32())
     texts, numbers = pyarrow.string(), pyarrow.float64()
     candidates = pyarrow.list_(pyarrow.struct({"label": texts, "probability": numbers}))
-    character = pyarrow.struct({"label": texts, "probability": numbers, "box": box, "top_k": candidates})
+    character = pyarrow.struct({"label": texts, "probability": numbers, "box": box, "top_k": candidates, "cell": box})
     word = pyarrow.struct({"text": texts, "box": box, "characters": pyarrow.list_(character)})
     line = pyarrow.struct({"text": texts, "box": box, "words": pyarrow.list_(word)})
-    answer = ("text", "lines", pyarrow.list_(line)) if top_k is None else ("prediction", "top_k", candidates)
-    schema = pyarrow.schema(
-        {
-            "file": texts,
-            "status": texts,
-            answer[0]: texts,
-            "confidence": numbers,
-            answer[1]: answer[2],
-            "error": texts,
-        }
-    )
+    rows = pyarrow.list_(pyarrow.list_(texts))
+    reading = pyarrow.struct({"status": texts, "text": texts, "confidence": numbers})
+    answers: dict[Answer, dict[str, Any]] = {
+        "prediction": {"prediction": texts, "confidence": numbers, "top_k": candidates},
+        "text": {"text": texts, "confidence": numbers, "lines": pyarrow.list_(line), "table": rows},
+        "fields": {"confidence": numbers, "fields": pyarrow.struct(dict.fromkeys(kind.fields, reading))},
+    }
+    schema = pyarrow.schema({"file": texts, "status": texts, **answers[kind.answer], "error": texts})
     waiting: list[dict[str, Any]] = []
     with replacing(path) as file, ParquetWriter(file, schema) as table:
 
@@ -336,7 +416,7 @@ HOCR_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 @contextlib.contextmanager
-def write_hocr(path: Path, top_k: int | None) -> Iterator[ResultFile]:
+def write_hocr(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     """hOCR 1.2 (kba.github.io/hocr-spec/1.2), whole at the end: a page for each picture, in it lines and words.
 
     Where a picture shows no text, or cannot be read, its page is empty.  `x_wconf` is the least probability of the
@@ -386,7 +466,7 @@ WRITERS = {
 }
 
 
-def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextManager[ResultFile]:
+def open_results(path: Path, kind: RowKind) -> contextlib.AbstractContextManager[ResultFile]:
     """The file to write rows to, in the format of its suffix.
 
     Raises
@@ -399,26 +479,48 @@ def open_results(path: Path, top_k: int | None) -> contextlib.AbstractContextMan
         raise ConfigError(f"{path}: results are written to {', '.join(WRITERS)}; choose one of these suffixes")
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file in it")
-    if path.suffix.lower() == ".hocr" and top_k is not None:
+    if path.suffix.lower() == ".hocr" and kind.answer != "text":
         raise ConfigError(f"{path}: hOCR is for texts: add --text, or choose another suffix")
     if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise GlyphError(f"{path}: a .parquet file needs pyarrow: pip install pyarrow")
-    return WRITERS[path.suffix.lower()](path, top_k)
+    return WRITERS[path.suffix.lower()](path, kind)
+
+
+def save_table(row: Row, path: Path) -> None:
+    """Write what stands in a grid's cells as a .csv file, with the folders it needs, where the row has a grid.
+
+    Raises
+    ------
+    GlyphError : it cannot be written.
+    """
+    if not isinstance(row, Reading) or row.table is None:
+        return
+    text = io.StringIO()
+    csv.writer(text).writerows([csv_cell(cell) for cell in cells] for cells in row.table)
+    with explain_write_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.getvalue().encode())
 
 
 @contextlib.contextmanager
-def open_terminal(top_k: int | None) -> Iterator[ResultFile]:
-    """A table for people, row by row; texts (top_k None) line by line below their file's name."""
-    width = 10 * (top_k or 0)
-    if top_k is not None:
-        print(f"{'result':<16}{'confidence':>10}  {f'top {top_k}':<{width}}file")
+def open_terminal(kind: RowKind) -> Iterator[ResultFile]:
+    """A table for people, row by row; texts line by line, and forms field by field, below their file's name."""
+    width = 10 * kind.top_k
+    if kind.answer == "prediction":
+        print(f"{'result':<16}{'confidence':>10}  {f'top {kind.top_k}':<{width}}file")
 
     def write(row: Row) -> None:
+        confidence = percent(row.confidence)
+        if isinstance(row, FormReading):
+            fields = [[name, reading.answer or "", percent(reading.confidence)] for name, reading in row.fields.items()]
+            print(one_line(f"{row.file}  {row.status}"))
+            print("\n".join(map(one_line, table("<<>", ["", "", ""], fields)[1:])))
+            return
         result = row.answer or row.status.replace("_", " ")
-        confidence = "" if row.confidence is None else f"{row.confidence:.1%}"
-        if top_k is None:
+        if isinstance(row, Reading):
             print(one_line(f"{row.file}  {confidence}"))
-            print("\n".join(map(one_line, result.split("\n"))))
+            lines = [" ".join(cell or EMPTY for cell in cells) for cells in row.table or ()] or result.split("\n")
+            print("\n".join(map(one_line, lines)))
             return
         candidates = "".join(f"{f'{label} {probability:.1%}':<10}" for label, probability in row.top_k)
         print(one_line(f"{result:<16}{confidence:>10}  {candidates:<{width}}{row.file}"))
@@ -426,16 +528,25 @@ def open_terminal(top_k: int | None) -> Iterator[ResultFile]:
     yield ResultFile(write)
 
 
+def percent(probability: float | None) -> str:
+    return "" if probability is None else f"{probability:.1%}"
+
+
 @contextlib.contextmanager
-def open_pipe(top_k: int) -> Iterator[ResultFile]:
-    """Lines of file, status, prediction and confidence, with tabs between them, then top_k labels and probabilities."""
+def open_pipe(kind: RowKind) -> Iterator[ResultFile]:
+    """Lines of file, status, answer and confidence, with tabs between them, then top_k labels and probabilities.
+
+    Of a form, a line for each field: file, its status, its name, what stands there, and its least probability.
+    """
 
     def write(row: Row) -> None:
-        confidence = "" if row.confidence is None else str(row.confidence)
-        cells = [row.file or "", row.status, row.answer or "", confidence]
-        if top_k:
-            ranked = [str(value) for candidate in row.top_k for value in candidate]
-            cells += ranked + [""] * (2 * top_k - len(ranked))
-        print("\t".join(map(one_line, cells)))
+        lines: list[list[object]]
+        if isinstance(row, FormReading):
+            lines = [[row.file, r.status, name, r.text, r.confidence] for name, r in row.fields.items()]
+            lines = lines or [[row.file, row.status, None, None, None]]
+        else:
+            lines = [cells_of(row, kind)[:-1]]
+        for cells in lines:
+            print("\t".join(one_line("" if cell is None else str(cell)) for cell in cells))
 
     yield ResultFile(write)

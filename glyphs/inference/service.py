@@ -52,7 +52,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import pretrained_folder, replace_file
-from glyphs.inference.automaton import pattern_automaton
 from glyphs.inference.predictor import (
     CHUNK,
     Bytes,
@@ -60,14 +59,13 @@ from glyphs.inference.predictor import (
     GlyphPredictor,
     Network,
     Prepared,
-    choose_columns,
     describe_training,
     relative_names,
 )
 from glyphs.inference.rows import Prediction, Reading, json_row
 from glyphs.pictures.decode import MAX_PIXELS, open_picture
 from glyphs.process import SIGNALS
-from glyphs.text import alphabet_of, one_line
+from glyphs.text import one_line
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE = Path(__file__).parent / "page"
@@ -272,24 +270,6 @@ def settle(results: Sequence[Settled]) -> None:
         results[0][0].future.get_loop().call_soon_threadsafe(deliver)
 
 
-def view(
-    predictor: GlyphPredictor, alphabet: str | None, min_confidence: float | None, pattern: str | None
-) -> GlyphPredictor:
-    """A predictor with a request's own options.  Raises ConfigError."""
-    own = copy.copy(predictor)
-    if alphabet is not None:
-        alphabet = alphabet_of(alphabet)
-        chosen = choose_columns(own.class_names, alphabet)
-        own.alphabet = frozenset(alphabet)
-        own.columns = [own.columns[column] for column in chosen]
-        own.class_names = [own.class_names[column] for column in chosen]
-    if min_confidence is not None:
-        own.min_confidence = min_confidence
-    if pattern is not None:
-        own.automaton = pattern_automaton(pattern, own.class_names)
-    return own
-
-
 class InMemoryParser(MultiPartParser):
     """Starlette's parser, without its temporary files: the whole body is in memory already, and bounded."""
 
@@ -392,7 +372,7 @@ class Service:
             raise HTTPException(400, "pattern: is for text, not for single characters")
         least = number(query, "min_confidence", float, 0, 1)
         try:
-            chosen = view(self.model(query), query.get("alphabet"), least, query.get("pattern"))
+            chosen = self.model(query).view(query.get("alphabet"), least, query.get("pattern"))
         except ConfigError as error:
             raise HTTPException(400, str(error)) from None
         if text and chosen.mode == "plain":

@@ -121,6 +121,7 @@ class Page:
     zoom : pixels of the page over pixels of the picture.
     lines : in reading order.
     joined : whether most of it is joined script.
+    grid : rows and columns of the grid that it shows, whose cells are its pieces' cells; None where it shows none.
     """
 
     ink: Floats
@@ -128,6 +129,7 @@ class Page:
     zoom: float
     lines: list[Line]
     joined: bool
+    grid: tuple[int, int] | None = None
 
 
 def union(boxes: list[Box]) -> Box:
@@ -147,9 +149,9 @@ def find_lines(grey: Floats) -> Page:
         return Page(ink, floor, zoom, [], False)
     grid = find_grid(ink > FAINT * floor)
     cells = read_cells(ink, floor, grid) if grid else None
-    if cells is not None:
+    if grid is not None and cells is not None:
         ink, lines = cells
-        return Page(ink, floor, zoom, lines, False)
+        return Page(ink, floor, zoom, lines, False, grid.shape)
     mask, across, walls = remove_rules(mask, ink > FAINT * floor)
     parts = find_parts(mask)
     lines = [line for line in group_lines(parts) if line.pieces]

@@ -1,0 +1,99 @@
+"""What inference.py does with collection sheets: print them, and cut photographs of them into a folder data set."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from glyphs.errors import ConfigError, DataError, PictureError
+from glyphs.files import explain_write_error, valid_utf8
+from glyphs.inference.predictor import save_pixels
+from glyphs.pictures.decode import Source, open_picture, to_grey
+from glyphs.pictures.glyph import preprocess
+from glyphs.pictures.sheet import COLUMNS, PAPER, RULE, RULE_GREY, classes_of, cut_sheet, paginate
+from glyphs.process import say
+from glyphs.progress import line_above, progress
+from glyphs.text import one_line
+
+HEADING = "Page {} of {}\nOne character in each box, with a dark pen, clear of its sides.\nBoxes may stay empty."
+
+
+def print_sheet(alphabet: str, path: Path) -> None:
+    """Draw a sheet for the classes of an alphabet into a .pdf or .png file.  Raises GlyphError."""
+    pages = paginate(classes_of(alphabet))
+    if len(pages) > 1 and path.suffix.lower() == ".png":
+        raise ConfigError(f"{path}: the sheet has {len(pages)} pages, which a .png cannot hold; name a .pdf")
+    from glyphs.plots import PrintedPage, plot_pages  # matplotlib: not for cutting
+
+    printed = [
+        PrintedPage(page.squares(), page.rules(), page.labels(), HEADING.format(page.number, page.count))
+        for page in pages
+    ]
+    plot_pages(printed, PAPER, (RULE, RULE_GREY), path)
+    classes = sum(len(page.names) for page in pages)
+    say(f"{path}: pages: {len(pages)}; classes: {classes}, with {COLUMNS * pages[0].repeat} boxes each")
+
+
+def cut_sheets(pictures: Iterable[tuple[str, Source | PictureError]], folder: Path) -> int:
+    """Cut photographs of sheets into the pictures of a folder data set; returns how many could not be cut.
+
+    What stands in a box on the photograph NAME becomes FOLDER/CLASS/NAME-page-row-column.png; empty boxes are left out.
+
+    Parameters
+    ----------
+    pictures : pairs of a name, of no other photograph, and a picture, or why there is none.
+
+    Raises
+    ------
+    DataError : a picture that would be written is there already; or two classes would have one folder.
+    GlyphError : a picture cannot be written.
+    """
+    failed = sheets = 0
+    kept: Counter[str] = Counter()
+    for name, source in progress(pictures, unit=" sheets", delay=1):
+        try:
+            if isinstance(source, PictureError):
+                raise source
+            page, cuts = cut_sheet(to_grey(open_picture(source)), name)
+        except PictureError as error:
+            failed += 1
+            line_above(one_line(valid_utf8(str(error))))
+            continue
+        start = valid_utf8(name).replace(os.sep, "-")
+        new = {}
+        for cut in cuts:
+            pixels = np.rint(cut.picture * 255).astype(np.uint8)
+            if (status := preprocess(pixels).status) != "no_glyph":
+                new[folder / cut.name / f"{start}-{page.number}-{cut.row}-{cut.column}.png"] = pixels
+                kept[status] += 1
+        for path in new:
+            if path.exists():
+                raise DataError(
+                    f"{path}: is there already; rename the photograph, remove what was cut from it before, or choose "
+                    "another folder to --cut"
+                )
+        for class_name in page.names:
+            make_folder(folder, class_name)
+        for path, pixels in new.items():
+            save_pixels(pixels, path)
+        sheets += 1
+        line_above(one_line(f"{valid_utf8(name)}: page {page.number} of {page.count}, {len(new)} characters"))
+    say(f"{folder}: {kept.total():,} pictures cut from {sheets:,} sheets")
+    if kept["several_glyphs"]:
+        say(f"{kept['several_glyphs']:,} show several glyphs: training leaves them out, unless --preprocess plain")
+    return failed
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Make a class's folder.  Raises DataError where the file system takes it for another's, as A for a."""
+    with explain_write_error(folder / name):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        there = {unicodedata.normalize("NFC", each.name) for each in folder.iterdir()}
+    if unicodedata.normalize("NFC", name) not in there:
+        raise DataError(
+            f"{folder / name}: is the folder of another class on this file system, which does not tell A from a; call "
+            'classes by words that differ otherwise, as in --alphabet "a A-capital"'
+        )

@@ -1,0 +1,340 @@
+"""Forms: scans of one form, read field by field, and what of it a person should look at.
+
+    empty form -> find_boxes -> write_form -> the user names the fields -> read_form -> FormReader -> rows, write_review
+
+A form is a JSON file:
+
+    {"size": [width, height], "marks": [[x, y], ...], "fields": [{"name", "box": [left, top, right, bottom],
+    "alphabet", "pattern"}, ...]}
+
+in pixels of a picture of the empty form of that size.  `marks` are the middles of the form's four printed marks (see
+glyphs.pictures.marks), by which scans are laid over it; without them a scan shows the whole page and nothing else.
+`alphabet` and `pattern` say what the field can hold, as --alphabet and --pattern do; null, or left out, is anything.
+"""
+
+import base64
+import concurrent.futures
+import html
+import io
+import itertools
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from glyphs.cpus import usable_cpus
+from glyphs.errors import ConfigError, DataError, PictureError
+from glyphs.files import replace_file, replacing, valid_utf8
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.rows import SURE, FormReading, form_columns
+from glyphs.pictures.boxes import find_boxes
+from glyphs.pictures.decode import Floats, Source, open_picture, shrink_factor, to_grey
+from glyphs.pictures.marks import Points, clockwise, enclosed, find_marks, straighten
+from glyphs.pictures.page import Box, Page, find_lines
+
+# By the name of a scan, the fields to look at: name, status, text, least probability.
+Doubtful = dict[str, list[tuple[str, str, str | None, float | None]]]
+
+MARGIN, LEAST_MARGIN = 0.1, 4  # around a field, for its rules: share of its height, and pixels
+CROP_HEIGHT = 120  # pixels of a field on a review sheet, at most
+
+STYLE = """
+body { font: 16px/1.4 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 70em; padding: 0 1em }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .5em .8em; border-bottom: 1px solid #ddd; vertical-align: middle }
+th { color: #666; font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
+img { display: block; max-width: 28em; max-height: 5em; border: 1px solid #ccc }
+code { font: 1.3em ui-monospace, monospace; white-space: pre-wrap } .none { color: #999 }
+"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a form: its name, its box (left, top, right, bottom) and what it can hold."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    alphabet: str | None = None
+    pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form: width and height, the middles of its marks, float [4, 2], or None where it has none, and its fields."""
+
+    size: tuple[int, int]
+    marks: Points | None
+    fields: tuple[Field, ...]
+
+    def straighten(self, grey: Floats, name: str) -> tuple[Floats, float]:
+        """A scan of the form, float32 [H, W], laid over the empty form, and its pixels for each of the form's.
+
+        Raises
+        ------
+        PictureError : the marks were not found in it; `name` is the scan's.
+        """
+        width, height = self.size
+        if self.marks is None:
+            places = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
+            seen = places * (grey.shape[1] / width, grey.shape[0] / height)
+        else:
+            found = find_marks(grey)
+            if found is None:
+                raise PictureError(
+                    f"{name}: the form's four marks were not found; scan the whole page, sharp, with all four in it"
+                )
+            places, seen = self.marks, found
+        scale = float(np.sqrt(enclosed(seen) / enclosed(places)))  # as fine as the scan is
+        size = (round(width * scale), round(height * scale))
+        return straighten(grey, seen, places * scale, size), scale
+
+    def crop(self, straight: Floats, scale: float, field: Field) -> Floats:
+        """A field of a scan that is laid over the form, with the rules around it."""
+        left, top, right, bottom = (scale * value for value in field.box)
+        margin = max(LEAST_MARGIN, MARGIN * (bottom - top))
+        rows = slice(max(0, round(top - margin)), round(bottom + margin))
+        return np.ascontiguousarray(straight[rows, max(0, round(left - margin)) : round(right + margin)])
+
+
+# ---- The file ----
+
+
+def make_form(picture: Path) -> Form:
+    """The form that a picture of an empty one shows, its fields numbered from top to bottom.
+
+    Raises
+    ------
+    PictureError : the picture cannot be read.
+    DataError : no boxes were found in it.
+    """
+    opened = open_picture(picture)
+    grey, factor = to_grey(opened), shrink_factor(opened.size)
+    marks = find_marks(grey)
+    # A mark is a box, too.
+    boxes = [box for box in find_boxes(grey) if marks is None or not any(holds(box, x, y) for x, y in marks.tolist())]
+    if not boxes:
+        raise DataError(
+            f"{picture}: no boxes were found; where a form has none, write the file by hand, see docs/TEXT.md"
+        )
+    fields = [
+        Field(f"field {number}", (factor * box.left, factor * box.top, factor * box.right, factor * box.bottom))
+        for number, box in enumerate(boxes, start=1)
+    ]
+    return Form(opened.size, None if marks is None else np.rint(marks * factor), tuple(fields))
+
+
+def holds(box: Box, x: float, y: float) -> bool:
+    """Whether a point lies in a box."""
+    return box.left <= x < box.right and box.top <= y < box.bottom
+
+
+def write_form(form: Form, path: Path) -> None:
+    """Write a form's file, a line for each field.  Raises GlyphError."""
+    fields = [
+        json.dumps({"name": field.name, "box": field.box, "alphabet": field.alphabet, "pattern": field.pattern})
+        for field in form.fields
+    ]
+    marks = None if form.marks is None else form.marks.tolist()
+    head = f'{{\n  "size": {json.dumps(form.size)},\n  "marks": {json.dumps(marks)},\n  "fields": [\n    '
+    replace_file(path, (head + ",\n    ".join(fields) + "\n  ]\n}\n").encode())
+
+
+def read_form(path: Path) -> Form:
+    """The form of a file.
+
+    Raises
+    ------
+    DataError : it cannot be read, or is no form.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); --form EMPTY --fields {path} writes one") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("fields"), list) or not content["fields"]:
+        raise DataError(f'{path}: has no list "fields"; --form EMPTY --fields FILE writes one from an empty form')
+    size = numbers(content.get("size"), 2)
+    if size is None or min(size) < 1:
+        raise DataError(f'{path}: "size" is not the width and height of the empty form, [W, H]')
+    marks = None
+    if content.get("marks") is not None:
+        points = [numbers(point, 2) for point in content["marks"]] if isinstance(content["marks"], list) else []
+        four = len(points) == 4 and None not in points
+        marks = clockwise(np.array(points, dtype=float)) if four else None
+        if marks is None:
+            raise DataError(f'{path}: "marks" are not four corners, [[x, y], ...], clockwise from the top left')
+    fields = [
+        read_field(field, f"{path}: field {number}", size) for number, field in enumerate(content["fields"], start=1)
+    ]
+    columns = form_columns([field.name for field in fields])
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise DataError(f"{path}: a table of it would have two columns {twice[0]!r}; name the fields otherwise")
+    return Form((round(size[0]), round(size[1])), marks, tuple(fields))
+
+
+def read_field(content: Any, where: str, size: Sequence[float]) -> Field:
+    """A field of a form's file.  Raises DataError."""
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: is not an object")
+    known = {"name", "box", "alphabet", "pattern"}
+    if unknown := sorted(set(content) - known):
+        raise DataError(f"{where}: has an unknown entry {unknown[0]!r}; it can have {', '.join(sorted(known))}")
+    name = content.get("name")
+    if not isinstance(name, str) or not name.strip() or name != valid_utf8(name):
+        raise DataError(f'{where}: has no "name"')
+    box = numbers(content.get("box"), 4)
+    if box is None or not (0 <= box[0] < box[2] <= size[0] and 0 <= box[1] < box[3] <= size[1]):
+        raise DataError(f'{where}, {name!r}: "box" is not [left, top, right, bottom] within the form')
+    for entry in ("alphabet", "pattern"):
+        if not isinstance(content.get(entry), str | None):
+            raise DataError(f'{where}, {name!r}: "{entry}" is not a text')
+    left, top, right, bottom = box
+    return Field(name, (left, top, right, bottom), content.get("alphabet"), content.get("pattern"))
+
+
+def numbers(value: Any, count: int) -> list[float] | None:
+    """So many finite numbers, else None."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    fit = all(isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in value)
+    return value if fit else None
+
+
+# ---- Reading ----
+
+
+class FormReader:
+    """Reads scans of a form.
+
+    Raises
+    ------
+    ConfigError : the model does not know a field's alphabet, or a pattern is none.
+    """
+
+    def __init__(self, predictor: GlyphPredictor, form: Form) -> None:
+        self.form = form
+        self.fields: list[tuple[Field, GlyphPredictor]] = []
+        for field in form.fields:
+            try:
+                self.fields.append((field, predictor.view(field.alphabet, pattern=field.pattern)))
+            except ConfigError as error:
+                raise ConfigError(f"field {field.name!r}: {error}") from None
+
+    def stream(self, pictures: Iterable[tuple[str, Source | PictureError]]) -> Iterator[FormReading]:
+        """Read any number of scans, in order and in constant memory, finding ink while the network computes."""
+        pictures = iter(pictures)
+        workers = max(1, usable_cpus() - 1)
+        pool = concurrent.futures.ThreadPoolExecutor(workers)
+        waiting: deque[concurrent.futures.Future[tuple[str, list[Page] | PictureError]]] = deque()
+        try:
+            while True:
+                for picture in itertools.islice(pictures, workers + 1 - len(waiting)):
+                    waiting.append(pool.submit(self.find_pages, *picture))
+                if not waiting:
+                    return
+                yield self.read(*waiting.popleft().result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def find_pages(self, name: str, picture: Source | PictureError) -> tuple[str, list[Page] | PictureError]:
+        """The ink in each field of a scan, or why it cannot be read."""
+        try:
+            return valid_utf8(name), [find_lines(crop) for crop in self.crops(name, picture)]
+        except PictureError as error:
+            return valid_utf8(name), error
+
+    def crops(self, name: str, picture: Source | PictureError) -> list[Floats]:
+        """The fields of a scan.  Raises PictureError."""
+        if isinstance(picture, PictureError):
+            raise picture
+        straight, scale = self.form.straighten(to_grey(open_picture(picture)), name)
+        return [self.form.crop(straight, scale, field) for field in self.form.fields]
+
+    def read(self, file: str, pages: list[Page] | PictureError) -> FormReading:
+        """The answers of a scan's fields."""
+        if isinstance(pages, PictureError):
+            return FormReading(file, "failed", error=valid_utf8(str(pages)))
+        readings = {
+            field.name: predictor.read_page(None, page, top_k=1)
+            for (field, predictor), page in zip(self.fields, pages, strict=True)
+        }
+        doubtful = any(reading.status not in SURE for reading in readings.values())
+        confidence = min((r.confidence for r in readings.values() if r.confidence is not None), default=None)
+        return FormReading(file, "uncertain" if doubtful else "ok", confidence, readings)
+
+
+# ---- The review sheet ----
+
+
+def note_doubtful(row: Mapping[str, Any], doubtful: Doubtful) -> None:
+    """Add the fields of a row, as JSON has it, that a person should look at."""
+    fields = [
+        (name, field["status"], field["text"], field["confidence"])
+        for name, field in row["fields"].items()
+        if field["status"] not in SURE
+    ]
+    if fields:
+        doubtful[row["file"]] = fields
+
+
+def write_review(
+    path: Path,
+    reader: FormReader,
+    pictures: Iterable[tuple[str, Source | PictureError]],
+    doubtful: Doubtful,
+) -> None:
+    """Write a page, whole in itself, with a row for each field that a person should look at: the place, the reading.
+
+    Parameters
+    ----------
+    pictures : the scans, as they were read; those of which no field is doubtful are not opened.
+
+    Raises
+    ------
+    GlyphError : it cannot be written.
+    """
+    count = sum(map(len, doubtful.values()))
+    places = {field.name: place for place, field in enumerate(reader.form.fields)}
+    with replacing(path) as file:
+
+        def write(text: str) -> None:
+            file.write(text.encode())
+
+        title = f"{count:,} fields to look at, of {len(doubtful):,} scans"
+        write(
+            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>{STYLE}</style>\n'
+        )
+        write(f"<h1>{title}</h1>\n<table>\n<tr><th>scan<th>field<th>what stands there<th>read as<th>probability\n")
+        for name, picture in pictures:
+            fields = doubtful.get(valid_utf8(name), ())
+            try:
+                crops = reader.crops(name, picture) if fields else []
+            except PictureError:  # it has changed since it was read
+                crops = []
+            for field, status, text, confidence in fields:
+                shown = embedded(crops[places[field]]) if crops else ""
+                read = (
+                    f'<span class="none">{status.replace("_", " ")}</span>'
+                    if text is None
+                    else f"<code>{html.escape(text)}</code>"
+                )
+                sure = "" if confidence is None else f"{confidence:.1%}"
+                cells = [html.escape(valid_utf8(name)), html.escape(field), shown, read]
+                write("<tr>" + "".join(f"<td>{cell}" for cell in cells) + f'<td class="number">{sure}\n')
+        write("</table>\n</html>\n")
+
+
+def embedded(crop: Floats) -> str:
+    """A picture, float32 [H, W], as a part of a page."""
+    picture = Image.fromarray(np.rint(crop * 255).astype(np.uint8))
+    picture.thumbnail((10 * CROP_HEIGHT, CROP_HEIGHT))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

@@ -1,0 +1,210 @@
+"""Forms: from an empty one to fields, from scans to a table and a sheet to review."""
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import inference
+from glyphs.errors import ConfigError, DataError
+from glyphs.inference.forms import read_form
+from glyphs.pictures.boxes import find_boxes
+from glyphs.pictures.decode import to_grey
+from samples.fill import photograph
+from samples.form import BOX, MARKS, PEOPLE, ROWS, empty, fill
+from tests.conftest import refused
+from tests.test_parts import together
+
+NAMES = ["name", "zip", "member"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty form, its fields, named, and two scans of it filled in, one of them upside down."""
+    folder = tmp_path_factory.mktemp("form")
+    page = empty()
+    page.save(folder / "empty.png")
+    assert inference.main(["--form", str(folder / "empty.png"), "--fields", str(folder / "fields.json")]) == 0
+    content = json.loads((folder / "fields.json").read_text())
+    limits = ({"alphabet": "upper"}, {"alphabet": "digits"}, {"pattern": "[A-Z]{2}[0-9]{4}"})
+    for field, name, limit in zip(content["fields"], NAMES, limits, strict=True):
+        field.update({"name": name} | limit)
+    (folder / "fields.json").write_text(json.dumps(content))
+    (folder / "scans").mkdir()
+    rng = np.random.default_rng(3)
+    for number, turn in enumerate((0, 180)):
+        photograph(fill(page, PEOPLE[number], rng), rng, turn, 1200).save(
+            folder / "scans" / f"{number}.jpg", quality=85
+        )
+    return folder
+
+
+def read(folder: Path, output: Path, *more: str) -> int:
+    return inference.main(
+        ["--batch", str(folder / "scans"), "--fields", str(folder / "fields.json"), "--output", str(output), *more]
+    )
+
+
+def test_boxes_are_found_and_those_in_a_row_are_one() -> None:
+    _, *boxes = find_boxes(to_grey(empty()))  # the first is the hole of a mark
+    assert len(boxes) == len(ROWS)
+    for box, row in zip(boxes, ROWS, strict=True):
+        right = row.left + row.boxes * row.characters * BOX
+        assert box.left == pytest.approx(row.left, abs=5)
+        assert box.right == pytest.approx(right, abs=5)
+        assert (box.top, box.bottom) == pytest.approx((row.top, row.top + BOX), abs=5)
+
+
+def test_a_cell_with_print_is_no_field_and_separate_boxes_stay_apart() -> None:
+    page = Image.new("L", (800, 600), 255)
+    pen = ImageDraw.Draw(page)
+    for left, right in ((50, 250), (250, 450), (500, 700)):
+        pen.rectangle((left, 100, right, 160), outline=0, width=3)
+    pen.text((60, 110), "Name", font_size=36, fill=0)
+    assert [(box.left < 300, box.left > 450) for box in find_boxes(to_grey(page))] == [(True, False), (False, True)]
+
+
+def test_the_file_of_an_empty_form_knows_its_marks_and_is_not_replaced(folder: Path) -> None:
+    form = read_form(folder / "fields.json")
+    assert form.marks is not None
+    assert np.abs(form.marks - MARKS).max() <= 2
+    assert [field.name for field in form.fields] == NAMES
+    assert (folder / "fields.png").exists()
+    with refused(ConfigError, folder / "fields.json", "is there already"):
+        inference.main(["--form", str(folder / "empty.png"), "--fields", str(folder / "fields.json")])
+
+
+def test_scans_become_a_table_with_a_column_a_field(folder: Path, tmp_path: Path) -> None:
+    assert read(folder, tmp_path / "table.csv") == 0
+    header, *rows = csv.reader((tmp_path / "table.csv").read_text().splitlines())
+    assert header[:4] == ["file", "status", "name", "name probability"]
+    assert [row[0] for row in rows] == ["0.jpg", "1.jpg"]
+    read_right = sum(row[2 + 2 * i] == PEOPLE[number][i] for number, row in enumerate(rows) for i in range(3))
+    assert read_right >= 5
+    for row in rows:
+        assert all(0 <= float(probability) <= 1 for probability in row[3:8:2])
+        assert float(row[-2]) == min(map(float, row[3:8:2]))
+
+
+def test_a_table_in_json_lines_goes_on_and_its_review_has_all_doubtful_fields(folder: Path, tmp_path: Path) -> None:
+    output, review = tmp_path / "table.jsonl", tmp_path / "review.html"
+    more = ("--min-confidence", "1", "--review", str(review))
+    assert read(folder, output, *more) == 0
+    whole, page = output.read_bytes(), review.read_text()
+    assert page.count("<tr><td>") == 6
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(pictures) == 6
+    for picture in pictures:
+        assert np.ptp(np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))) > 50
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    output.write_bytes(b"".join(whole.splitlines(keepends=True)[:1]))
+    assert read(folder, output, *more) == 0
+    assert output.read_bytes() == whole
+    assert review.read_text() == page
+    with refused(DataError, output, "holds rows of forms (--fields), not of texts (--text)"):
+        inference.main(["--batch", str(folder / "scans"), "--text", "--output", str(output)])
+
+
+def test_several_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None:
+    read(folder, tmp_path / "one.jsonl")
+    command = ["--batch", str(folder / "scans"), "--fields", str(folder / "fields.json")]
+    assert together(command, tmp_path / "two.jsonl", 2) == [0, 0]
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_fields_that_are_sure_or_empty_are_not_for_review(folder: Path, tmp_path: Path) -> None:
+    review = tmp_path / "review.html"
+    command = ["--image", str(folder / "empty.png"), "--fields", str(folder / "fields.json"), "--review", str(review)]
+    assert inference.main([*command, "--output", str(tmp_path / "table.json")]) == 0
+    [row] = json.loads((tmp_path / "table.json").read_text())
+    assert (row["status"], row["confidence"]) == ("ok", None)
+    assert row["fields"] == {name: {"status": "no_glyph", "text": None, "confidence": None} for name in NAMES}
+    assert "0 fields to look at" in review.read_text()
+
+
+def test_a_scan_without_marks_fails_and_the_others_go_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.jpg").write_bytes((folder / "scans" / "0.jpg").read_bytes())
+    Image.new("L", (400, 300), 255).save(scans / "b.png")
+    assert inference.main(["--batch", str(scans), "--fields", str(folder / "fields.json")]) == 3
+    output = capsys.readouterr()
+    lines = [line.split("\t") for line in output.out.splitlines()]
+    assert [(line[0], line[2]) for line in lines] == [*(("a.jpg", name) for name in NAMES), ("b.png", "")]
+    assert lines[-1][1] == "failed"
+    assert "b.png: the form's four marks were not found" in output.err
+
+
+def test_a_form_without_marks_is_laid_over_the_whole_page(folder: Path, tmp_path: Path) -> None:
+    content = json.loads((folder / "fields.json").read_text())
+    (tmp_path / "fields.json").write_text(json.dumps(content | {"marks": None}))
+    scan = Image.fromarray(np.uint8(255 * fill(empty(), PEOPLE[0], np.random.default_rng(3))))
+    scan.resize((1860, 1500)).save(tmp_path / "scan.png")
+    output = tmp_path / "table.json"
+    command = ["--image", str(tmp_path / "scan.png"), "--fields", str(tmp_path / "fields.json")]
+    assert inference.main([*command, "--output", str(output)]) == 0
+    [row] = json.loads(output.read_text())
+    assert [row["fields"][name]["text"] for name in NAMES] == list(PEOPLE[0])
+
+
+GOOD = {"size": [100, 50], "marks": None, "fields": [{"name": "a", "box": [1, 2, 30, 40]}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"size": [100]}, '"size" is not the width and height'),
+        ({"size": [100, 1e999]}, '"size" is not the width and height'),
+        ({"marks": [[1, 2]]}, '"marks" are not four corners'),
+        ({"fields": []}, 'has no list "fields"'),
+        ({"fields": [3]}, "field 1: is not an object"),
+        ({"fields": [{"name": " ", "box": [1, 2, 30, 40]}]}, 'field 1: has no "name"'),
+        ({"fields": [{"name": "a", "box": [1, 2, 300, 40]}]}, "field 1, 'a': \"box\" is not"),
+        ({"fields": [{"name": "a", "box": [1, 2, 30, 40], "patern": "x"}]}, "unknown entry 'patern'"),
+        ({"fields": [{"name": "a", "box": [1, 2, 30, 40], "alphabet": 3}]}, '"alphabet" is not a text'),
+        ({"fields": [GOOD["fields"][0]] * 2}, "two columns 'a'"),  # type: ignore[index]
+        ({"fields": [{"name": "file", "box": [1, 2, 30, 40]}]}, "two columns 'file'"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(change: dict[str, object], fact: str, tmp_path: Path) -> None:
+    path = tmp_path / "fields.json"
+    path.write_text(json.dumps(GOOD))
+    assert len(read_form(path).fields) == 1
+    path.write_text(json.dumps(GOOD | change))
+    with refused(DataError, path, fact):
+        read_form(path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "fact"), [({"alphabet": "0€"}, "the model does not know '€'"), ({"pattern": "[0-9"}, "[0-9")]
+)
+def test_what_no_field_can_hold_names_the_field(limit: dict[str, str], fact: str, tmp_path: Path) -> None:
+    path = tmp_path / "fields.json"
+    path.write_text(json.dumps(GOOD | {"fields": [{"name": "sum", "box": [1, 2, 30, 40]} | limit]}))
+    with refused(ConfigError, "field 'sum'", fact):
+        inference.main(["--image", "a.png", "--fields", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["--form", "a.png"], "--form needs the file to write"),
+        (["--image", "a.png", "--fields", "f.json", "--text"], "--fields does not go with --text"),
+        (["--image", "a.png", "--review", "r.html"], "--review is for --fields"),
+        (["--image", "a.png", "--fields", "f.json", "--review", "r.txt"], "ends in .html"),
+        (["--serve", "--fields", "f.json"], "--fields does not go with --serve"),
+    ],
+)
+def test_what_means_nothing_is_refused(arguments: list[str], fact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        inference.main(arguments)
+    [line] = capsys.readouterr().err.splitlines()
+    assert fact in line
