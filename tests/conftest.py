@@ -264,7 +264,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(*command: object) -> Iterator[Running]:
-    """Start a service and wait until it says where it listens."""
+    """Start a service and wait until it says where it listens, first of all."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -273,7 +273,7 @@ def running(*command: object) -> Iterator[Running]:
     try:
         said = process.stderr.readline()
         found = re.search(r"serving on http://[^:]+:(\d+)/", said)
-        assert found, said + process.stderr.read()
+        assert found, said
         yield Running(process, int(found[1]), said)
     finally:
         process.kill()

@@ -114,6 +114,23 @@ def test_a_drawn_digit_is_read_while_it_is_drawn(page: Page) -> None:
     assert not page["undo"].is_enabled()
 
 
+NO_ANSWER_TO_THE_FIRST = """
+const real = window.fetch;
+let first = true;
+window.fetch = (path, options) => {
+  if (!first || !path.startsWith("predict")) return real(path, options);
+  first = false;
+  return new Promise((_, reject) => options.signal.addEventListener("abort", () => reject(new Error("aborted"))));
+};
+"""
+
+
+def test_the_end_of_a_stroke_waits_for_no_earlier_answer(page: Page) -> None:
+    page.driver.execute_script(NO_ANSWER_TO_THE_FIRST)
+    page.draw(SEVEN)
+    page.wait(lambda: page["letter"].text == "7")
+
+
 def test_several_characters_are_read_as_text(page: Page) -> None:
     for place in (-140, 0, 140):
         page.draw([(x * 0.4 + place, y * 0.6) for x, y in SEVEN])

@@ -1,4 +1,5 @@
-// The page: what is on the paper goes to the service, whose answer is shown; one request at a time, the newest last.
+// The page: what is on the paper goes to the service, whose answer is shown.  One request at a time: while a stroke is
+// being drawn the next one waits for the answer, at its end it takes the other's place.
 
 import { Paper } from "./paper.js";
 
@@ -32,7 +33,7 @@ const reason = async (answer) => {
   try { return (await answer.json()).error; } catch { return `status ${answer.status}`; }
 };
 
-let waiting = false; // for an answer
+let request = null; // the AbortController of the one under way
 let again = false; // the paper changed meanwhile
 let last = 0; // when the last request went off
 let timer = 0; // of the next one
@@ -42,47 +43,45 @@ const paper = new Paper($("paper"), (settled) => {
   $("undo").disabled = $("clear").disabled = paper.empty;
   clearTimeout(timer);
   if (settled) read();
-  else timer = setTimeout(read, Math.max(0, last + WHILE_DRAWING - performance.now()));
+  else timer = setTimeout(read, Math.max(0, last + WHILE_DRAWING - performance.now()), false);
 });
 
-async function read() {
-  if (waiting) { again = true; return; }
+async function read(settled = true) {
+  if (request && !settled) { again = true; return; }
+  request?.abort();
+  request = null;
   clearTimeout(timer);
-  if (paper.empty) return show(null, "Nothing drawn yet.");
-  waiting = true;
   again = false;
+  if (paper.empty) return show(null, "Nothing drawn yet.");
+  const own = request = new AbortController();
   last = performance.now();
   try {
-    const body = await paper.blob();
-    let answer = await predict(body, facts?.text);
+    const body = paper.blob();
+    let answer = await predict(body, facts?.text, own.signal);
     let [row] = await rows(answer);
     if (row?.status === "several_glyphs") {
-      answer = await predict(body, true);
+      answer = await predict(body, true, own.signal);
       [row] = await rows(answer);
     }
-    if (row) {
-      if (paper.empty) show(null, "Nothing drawn yet.");
-      else show(row, WORDS[row.status](row));
-    } else {
-      show(null, `The service refused: ${await reason(answer)}`);
-      if (answer.status === 503) timer = setTimeout(read, RETRY);
-    }
+    const words = row ? WORDS[row.status](row) : `The service refused: ${await reason(answer)}`;
+    if (request !== own) return;
+    show(row, words);
+    if (!row && answer.status === 503) timer = setTimeout(read, RETRY);
   } catch {
+    if (request !== own) return;
     show(null, "The service does not answer. It will be asked again.");
     timer = setTimeout(read, RETRY);
-  } finally {
-    waiting = false;
-    document.body.dataset.answered = performance.now() - last;
   }
+  request = null;
   if (again) read();
 }
 
-function predict(body, text) {
+function predict(body, text, signal) {
   const query = new URLSearchParams({ top_k: "5", text: Boolean(text), saw: !text });
   if ($("alphabet").value) query.set("alphabet", $("alphabet").value);
   if ($("model").value) query.set("model", $("model").value);
   return ask(`predict?${query}`, {
-    method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },
+    method: "POST", body, signal, headers: { "content-type": body.type || "application/octet-stream" },
   });
 }
 
@@ -136,7 +135,7 @@ $("model").addEventListener("change", describe);
 $("undo").addEventListener("click", () => paper.undo());
 $("clear").addEventListener("click", () => paper.clear());
 $("width").addEventListener("input", () => { paper.width = Number($("width").value); });
-$("alphabet").addEventListener("input", read);
+$("alphabet").addEventListener("input", () => read());
 for (const id of ["file", "camera"]) {
   $(id).addEventListener("change", () => {
     if ($(id).files.length) paper.show($(id).files[0]);
@@ -146,7 +145,7 @@ for (const id of ["file", "camera"]) {
 $("correct").addEventListener("submit", async (event) => {
   event.preventDefault();
   const label = $("label").value;
-  const body = await paper.blob();
+  const body = paper.blob();
   try {
     const answer = await ask(`collect?${new URLSearchParams({ label, model: $("model").value })}`, {
       method: "POST", body, headers: { "content-type": body.type || "application/octet-stream" },

@@ -149,12 +149,12 @@ export class Paper {
     }
   }
 
-  // What is to be read: the picture as it came, or the drawing as PNG.
-  async blob() {
+  // What is to be read: the picture as it came, or the drawing as PNG.  Not by toBlob, which a busy browser puts off.
+  blob() {
     if (this.picture) return this.picture.blob;
     this.drawing(); // without the keyboard's pen
-    const blob = new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
+    const content = atob(this.canvas.toDataURL("image/png").split(",")[1]);
     this.draw();
-    return blob;
+    return new Blob([Uint8Array.from(content, (byte) => byte.charCodeAt(0))], { type: "image/png" });
   }
 }
