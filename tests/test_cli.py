@@ -113,6 +113,7 @@ def test_hangup_is_ignored_under_nohup() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_programs_that_tests_start_are_interrupted_even_where_the_tests_ignore_signals(signum: signal.Signals) -> None:
     """As under nohup; without tests/conftest.py they would be waited for in vain."""
@@ -145,8 +146,8 @@ def test_closed_pipe_is_silent(lines: int) -> None:
     ("unbuffered", "command"),
     [
         *((each, (f"{name}.py", flag)) for each in ("", "1") for name in SCRIPTS for flag in ("--help", "--version")),
-        ("", ("inference.py", "--image", "MODEL.png", "--model", "MODEL")),
-        ("", ("model_utils.py", "--analyze", "MODEL")),
+        pytest.param("", ("inference.py", "--image", "MODEL.png", "--model", "MODEL"), marks=pytest.mark.slow),
+        pytest.param("", ("model_utils.py", "--analyze", "MODEL"), marks=pytest.mark.slow),
     ],
 )
 def test_output_onto_a_full_device_is_one_error(unbuffered: str, command: tuple[str, ...], tmp_path: Path) -> None:

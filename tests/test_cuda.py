@@ -53,7 +53,7 @@ from tests.small import Frozen, StopAt, distance, make_images
 # cuBLAS reads it when it first starts, which in one process of tests is long before the test that needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 CPU = torch.device("cpu")
@@ -371,7 +371,6 @@ def share_one_gpu(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_train_on_one_device(tmp_path: Path) -> None:
     status, _, stderr = finish(torchrun("-m", "tests.test_cuda", str(tmp_path)))
     assert status == 0, stderr

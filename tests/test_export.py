@@ -110,6 +110,7 @@ def test_the_metadata_say_what_a_program_needs(exported: tuple[Path, Path]) -> N
     assert not {"data_dir", "output_dir"} & set(settings)  # of the machine
 
 
+@pytest.mark.slow
 def test_the_temperature_travels_with_the_export(tmp_path: Path, exported: tuple[Path, Path]) -> None:
     model = load_model(exported[0])[0]
     model.temperature.fill_(3.0)
@@ -163,6 +164,7 @@ def make_nan(model: EnhancedGlyphCNN) -> None:
     model.classifier.bias.data[0] = torch.nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 @pytest.mark.parametrize("spoil", [shift_a_weight, make_nan])
 def test_an_export_that_is_not_the_model_gets_no_name(

@@ -157,6 +157,7 @@ folder.load_folders(Path(sys.argv[1]), Path(sys.argv[2]), "glyph", 0)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert FLUSH_EVERY > 2  # else the script above would set nothing
     make_folders(tmp_path / "data", 4)
@@ -205,6 +206,7 @@ def test_train_and_test_with_other_classes_are_an_error(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_with_odd_classes_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A class with one picture, one in another script, and one whose name is not UTF-8."""
     make_folders(tmp_path / "data", 8, "AB")

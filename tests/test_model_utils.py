@@ -112,6 +112,7 @@ def test_export(
     assert "the same answer for 100.0% of the images, at batch 1, 2, 17" in out
 
 
+@pytest.mark.slow
 def test_int8_is_judged_on_the_validation_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +179,7 @@ def test_arguments_that_contradict_each_other_are_refused(
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not a checkpoint")
     result = run_python("model_utils.py", "--analyze", str(tmp_path / "text.pth"))

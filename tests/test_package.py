@@ -70,6 +70,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert result.stdout == "set()\n", result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "spins"),
     [({}, "20000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],

@@ -17,9 +17,12 @@ from tests.conftest import ROOT, Running, running
 from tests.small import draw_glyph
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not BROWSER or not DRIVER, reason="no browser: install Debian's chromium and chromium-driver, or the like"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not BROWSER or not DRIVER, reason="no browser: install Debian's chromium and chromium-driver, or the like"
+    ),
+]
 
 SEVEN = [(-90, -100), (90, -100), (-10, 110)]
 FLAGS = (

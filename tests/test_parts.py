@@ -226,6 +226,7 @@ def test_pictures_that_change_meanwhile_are_refused(command: list[str], tmp_path
         together(command, output, 1)
 
 
+@pytest.mark.slow
 def test_torchrun_shares_a_folder(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "pictures" / "5.jpg").unlink()
     output = tmp_path / "x.jsonl"
@@ -236,6 +237,7 @@ def test_torchrun_shares_a_folder(command: list[str], tmp_path: Path) -> None:
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_torchrun_cannot_share_is_said_once(command: list[str], tmp_path: Path) -> None:
     status, _, said = finish(torchrun("inference.py", *command, "--output", str(tmp_path / "x.csv")))
     assert status == 1  # torchrun's own
@@ -258,6 +260,7 @@ sys.exit(inference.command())
 """
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_ends_all_with_its_message_and_the_same_command_goes_on(
     command: list[str], tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_comparison_says_of_its_axes_what_is_true(tmp_path: Path, monkeypatch:
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [CLASS_NAMES["digits"], CLASS_NAMES["balanced"], CLASS_NAMES["byclass"], ODD_NAMES])
 def test_class_plots_at_every_size(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "picture.png"

@@ -358,6 +358,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.parametrize("made_in", ["parent", "child"])
 def test_a_checkpoint_answers_in_a_process_made_by_fork(checkpoint: Path, made_in: str) -> None:
