@@ -34,6 +34,7 @@ def test_every_kind_is_tried(kinds: dict[str, Kind]) -> None:
         kind.read(kind.path)  # it is valid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_damage_ends_in_an_answer_or_one_error(name: str, kinds: dict[str, Kind]) -> None:
     counts, faults = attack(name, kinds[name], MUTATIONS[name], seed=0)
@@ -56,6 +57,7 @@ def test_what_is_not_an_error_of_ours_counts_as_a_fault(tmp_path: Path) -> None:
         assert [fault.number for fault in faults] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_work_that_does_not_come_out_the_same_after_a_kill_counts_as_a_fault(tmp_path: Path) -> None:
     appends = "import time\nfor _ in range(200):\n    open('out', 'a').write('x')\n    time.sleep(0.005)\n"
     # With this seed the kill comes a little after the middle.

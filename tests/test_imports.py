@@ -122,6 +122,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_torch(name: str, flag: str) ->
     assert not loaded & {"torch", "torchvision", "numpy", "PIL", "sklearn", "scipy", "matplotlib", "tqdm", "joblib"}
 
 
+@pytest.mark.slow
 def test_training_without_evaluation_needs_no_plots_and_no_scikit_learn() -> None:
     loaded = modules_after(
         "import glyphs.training.trainer, glyphs.training.lr_finder, glyphs.data.loaders, glyphs.training.checkpoint\n"

@@ -177,6 +177,6 @@ def test_it_computes_in_the_precision_that_training_will() -> None:
     finder.criterion = noting
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         finder.precision = precision
-        finder.range_test(loader, num_steps=60)
+        finder.range_test(loader, num_steps=40)
         assert set(seen) == {dtype}
         seen.clear()

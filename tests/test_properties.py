@@ -46,6 +46,7 @@ def pictures(draw: st.DrawFn) -> NDArray[np.uint8]:
 
 @quick
 @given(pictures())
+@pytest.mark.slow
 def test_every_picture_is_answered_or_refused(picture: NDArray[np.uint8]) -> None:
     status, pixels = preprocess(picture)
     assert (status == "ok") == (pixels is not None)
@@ -66,6 +67,7 @@ def test_plain_never_refuses(picture: NDArray[np.uint8]) -> None:
 
 @quick
 @given(pictures(), st.sampled_from(["RGB", "RGBA", "LA", "P", "1", "I;16", "I", "F", "CMYK"]))
+@pytest.mark.slow
 def test_every_mode_is_answered_or_refused(picture: NDArray[np.uint8], mode: str) -> None:
     assert preprocess(Image.fromarray(picture).convert(mode)).status in ("ok", "no_glyph", "several_glyphs")
 

@@ -514,6 +514,7 @@ def test_a_stop_under_load_loses_no_request_that_was_taken(model: Path) -> None:
     assert f"answered {len(answered):,} requests" in said
 
 
+@pytest.mark.slow
 def test_torture(model: Path) -> None:
     result = run_python(
         "benchmarks/service_torture.py", str(model), "--requests", "200", "--clients", "24", "--images", "50",

@@ -60,6 +60,7 @@ def test_it_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
     assert "training" not in best
 
 
+@pytest.mark.slow
 def test_it_learns_in_bfloat16_too(tmp_path: Path) -> None:
     [exact] = make_trainer(tmp_path / "exact", num_epochs=1, use_residual=True).fit()
     [row] = make_trainer(tmp_path / "fast", num_epochs=1, use_residual=True, precision="bfloat16").fit()
@@ -257,6 +258,7 @@ def test_a_run_stopped_in_its_validation_ends_the_same(tmp_path: Path) -> None:
     assert_identical(all_state(tmp_path / "stopped"), all_state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("bfloat16", "float16"), ("float16", "float32")])
 def test_a_run_goes_on_in_another_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
