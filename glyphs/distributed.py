@@ -25,7 +25,7 @@ from glyphs.errors import ConfigError
 from glyphs.process import launched, run, silence
 
 # One process may prepare pictures for hours while the others wait; that one is gone, torchrun notices by itself.
-PATIENCE = datetime.timedelta(days=1)
+LONGEST_WAIT = datetime.timedelta(days=1)
 EXCHANGE_EVERY = 1.0  # seconds
 # The four largest kernels have 3.7 MB of gradients each.  With PyTorch's 25 MB all but the first would travel together,
 # after the backward pass instead of during it.
@@ -44,12 +44,12 @@ def process_group() -> Iterator[None]:
     if not launched():
         yield
         return
-    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    store, rank, world = next(rendezvous("env://", timeout=LONGEST_WAIT))
     if rank > 0:
         silence()
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LONGEST_WAIT)
         yield
     except BaseException as error:
         first = True

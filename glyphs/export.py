@@ -15,9 +15,10 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -43,9 +44,6 @@ from glyphs.randomness import address
 from glyphs.text import first_line, one_line
 from glyphs.timing import Timing, time_networks
 from glyphs.training import checkpoint
-
-if TYPE_CHECKING:
-    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +126,7 @@ class Exported:
         return "\n".join(lines)
 
 
-class Probabilities(nn.Module):
+class WithSoftmax(nn.Module):
     """The network with its softmax: images, float [N, 1, 28, 28] in [0, 1] -> probabilities [N, C]."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -243,7 +241,7 @@ def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, A
     }
 
 
-def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
+def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """The model as ONNX, by the exporter that torch recommends (torch.export, then ONNX), checked by onnx.checker.
 
     Raises
@@ -251,11 +249,9 @@ def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
     GlyphError : torch and onnxscript do not fit together, or the graph holds an operator that is not of the ONNX
         standard, so that not every runtime knows it.
     """
-    import onnx
-
     try:
         program = torch.onnx.export(
-            Probabilities(model),
+            WithSoftmax(model),
             (torch.zeros(2, 1, 28, 28),),  # an example with one image would fix the batch at one
             input_names=["images"],
             output_names=["probabilities"],
@@ -281,10 +277,8 @@ def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
     return finish(proto, metadata)
 
 
-def finish(proto: "onnx.ModelProto", metadata: Mapping[str, str]) -> "onnx.ModelProto":
+def finish(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Put the metadata in, and check the model: by onnx.checker, with shape inference, and for standard operators."""
-    import onnx
-
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, dict(metadata))
     standard = ("", "ai.onnx")  # two names of one domain
@@ -310,7 +304,7 @@ def to_pt2(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
     """
     try:
         program = torch.export.export(
-            Probabilities(model),
+            WithSoftmax(model),
             (torch.zeros(2, 1, 28, 28),),
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         )
@@ -454,13 +448,13 @@ def classify(network: Network, images: Bytes) -> NDArray[np.intp]:
     return np.concatenate([network(images[i : i + EVALUATION_BATCH]).argmax(axis=1) for i in starts])
 
 
-def quantise(plain: Path, calibration: Bytes) -> "onnx.ModelProto":
+def quantise(plain: Path, calibration: Bytes) -> onnx.ModelProto:
     """The ONNX file in 8-bit integers: static quantisation, weights by channel (arXiv 1712.05877).
 
     Standard operators again, QuantizeLinear and DequantizeLinear around each layer (QDQ), which runtimes turn into
     integer arithmetic.
     """
-    import onnx
+    # Here, since only this needs it, and check_packages has seen that it is there.
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -10,7 +10,7 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
 
     The time left follows from the average speed so far: pictures come in bursts.
     """
-    from tqdm.auto import tqdm  # here: it takes longer to import than `--help` takes to answer
+    from tqdm.auto import tqdm  # here: it takes 0.09 s to import, which one prediction need not wait for
 
     # A notebook's stderr is no terminal, but has bars of its own.
     notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)

@@ -75,7 +75,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     if shared(arguments) and parts_folder(arguments.output).exists():  # several processes have begun it
         return read_together(arguments, config, 0, 1, lambda: None)
     if arguments.serve:
-        from glyphs.inference.service import serve
+        from glyphs.inference.service import serve  # Starlette and uvicorn: not for a picture
 
         predictors = [make_predictor(model, arguments, config) for model in models_of(arguments)]
         serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))

@@ -218,7 +218,7 @@ class GlyphPredictor:
         ------
         PictureError : the picture cannot be read, so there is nothing to draw.
         """
-        from glyphs.plots import plot_prediction
+        from glyphs.plots import plot_prediction  # matplotlib: not where nothing is drawn
 
         picture = open_picture(image)
         [(prediction, pixels)] = self.classify([self.prepare(name_of(image), picture)], top_k)
@@ -235,7 +235,7 @@ class GlyphPredictor:
         ------
         PictureError : the picture cannot be read, so there is nothing to draw.
         """
-        from glyphs.plots import plot_reading
+        from glyphs.plots import plot_reading  # as above
 
         picture = open_picture(image)
         reading = self.read_page(*self.find_page(name_of(image), picture), top_k)
