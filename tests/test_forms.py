@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 
 import inference
 from glyphs.errors import ConfigError, DataError
-from glyphs.inference.forms import read_form
+from glyphs.inference.forms import Field, Form, read_form
 from glyphs.pictures.boxes import find_boxes
 from glyphs.pictures.decode import to_grey
 from samples.fill import photograph
 from samples.form import BOX, MARKS, PEOPLE, ROWS, empty, fill
-from tests.conftest import refused
+from tests.conftest import ROOT, refused
 from tests.test_parts import together
 
 NAMES = ["name", "zip", "member"]
@@ -143,7 +143,42 @@ def test_a_scan_without_marks_fails_and_the_others_go_on(
     assert "b.png: the form's four marks were not found" in output.err
 
 
-def test_a_form_without_marks_is_laid_over_the_whole_page(folder: Path, tmp_path: Path) -> None:
+def without_marks() -> Image.Image:
+    page = empty()
+    pen = ImageDraw.Draw(page)
+    for x, y in MARKS:
+        pen.rectangle((x - 45, y - 45, x + 45, y + 45), fill=255)
+    return page
+
+
+@pytest.mark.parametrize(("turn", "size"), [(0, (1240, 1000)), (178, (1860, 1500)), (93, (1000, 806))])
+def test_scans_are_laid_over_the_print_of_a_form_without_marks(turn: int, size: tuple[int, int]) -> None:
+    page = without_marks()
+    form = Form(page.size, None, (Field("zip", (335, 465, 646, 520)),), to_grey(page))
+    scan = Image.fromarray(np.uint8(255 * fill(page, PEOPLE[0], np.random.default_rng(3)))).resize(size)
+    scan = scan.rotate(turn, Image.Resampling.BICUBIC, expand=True, fillcolor=255)
+    straight, scale = form.straighten(to_grey(scan), "a.jpg")
+    [left, top, right, bottom] = (round(scale * value) for value in form.fields[0].box)
+    ink = 1 - straight
+    for line in (ink[top - 8 : top + 4, left:right], ink[bottom - 4 : bottom + 8, left:right]):
+        assert np.median(line, axis=1).max() > 0.4  # the rules above and below
+    assert np.median(ink[top + 5 : bottom - 5, left:right]) < 0.1
+
+
+def test_what_is_not_the_form_fails(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without_marks().save(tmp_path / "empty.png")
+    fields = ["--fields", str(tmp_path / "fields.json")]
+    assert inference.main(["--form", str(tmp_path / "empty.png"), *fields]) == 0
+    assert "laid over the form by its print" in capsys.readouterr().err
+    assert json.loads((tmp_path / "fields.json").read_text())["form"] == "empty.png"
+    other = str(ROOT / "samples" / "number.jpg")
+    assert inference.main(["--image", other, str(tmp_path / "empty.png"), *fields]) == 3
+    output = capsys.readouterr()
+    assert [line.split("\t")[1] for line in output.out.splitlines()] == ["failed", *["no_glyph"] * 3]
+    assert f"{other}: does not show the form" in output.err
+
+
+def test_a_form_without_marks_or_picture_is_the_whole_page(folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "fields.json").read_text())
     (tmp_path / "fields.json").write_text(json.dumps(content | {"marks": None}))
     scan = Image.fromarray(np.uint8(255 * fill(empty(), PEOPLE[0], np.random.default_rng(3))))
@@ -164,6 +199,9 @@ GOOD = {"size": [100, 50], "marks": None, "fields": [{"name": "a", "box": [1, 2,
         ({"size": [100]}, '"size" is not the width and height'),
         ({"size": [100, 1e999]}, '"size" is not the width and height'),
         ({"marks": [[1, 2]]}, '"marks" are not four corners'),
+        ({"form": 3}, '"form" is the picture of an empty form'),
+        ({"form": "a.png", "marks": [[1, 2], [90, 2], [90, 40], [1, 40]]}, "one of them is null"),
+        ({"form": str(ROOT / "samples" / "number.jpg")}, '"size" is not that of'),
         ({"fields": []}, 'has no list "fields"'),
         ({"fields": [3]}, "field 1: is not an object"),
         ({"fields": [{"name": " ", "box": [1, 2, 30, 40]}]}, 'field 1: has no "name"'),

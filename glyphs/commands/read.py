@@ -139,15 +139,11 @@ def begin_form(empty: Path, path: Path) -> None:
         if target.exists():
             raise ConfigError(f"{target}: is there already; choose another --fields file, or remove it")
     form = make_form(empty)
-    write_form(form, path)
+    write_form(form, path, empty)
     shown = [(field.name, None, tuple(map(round, field.box))) for field in form.fields]
     plot_reading(open_picture(empty), shown, str(path), drawing)
-    marks = (
-        "scans are laid over it by its four marks"
-        if form.marks is not None
-        else "no marks: scans show the page as it does"
-    )
-    say(f"{path}: {len(form.fields)} fields; {marks}; drawn: {drawing}; now name the fields")
+    by = "four marks" if form.marks is not None else "print"
+    say(f"{path}: {len(form.fields)} fields; scans are laid over the form by its {by}; drawn: {drawing}")
 
 
 def models_of(arguments: argparse.Namespace) -> list[Path]:

@@ -4,11 +4,12 @@
 
 A form is a JSON file:
 
-    {"size": [width, height], "marks": [[x, y], ...], "fields": [{"name", "box": [left, top, right, bottom],
-    "alphabet", "pattern"}, ...]}
+    {"size": [width, height], "marks": [[x, y], ...], "form": FILE, "fields": [{"name", "box": [left, top, right,
+    bottom], "alphabet", "pattern"}, ...]}
 
 in pixels of a picture of the empty form of that size.  `marks` are the middles of the form's four printed marks (see
-glyphs.pictures.marks), by which scans are laid over it; without them a scan shows the whole page and nothing else.
+glyphs.pictures.marks), by which scans are laid over it; without them, scans are laid over the print of `form`, the
+picture of the empty form, beside the file; without either, a scan shows the whole page and nothing else.
 `alphabet` and `pattern` say what the field can hold, as --alphabet and --pattern do; null, or left out, is anything.
 """
 
@@ -19,6 +20,7 @@ import io
 import itertools
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from glyphs.errors import ConfigError, DataError, PictureError
 from glyphs.files import replace_file, replacing, valid_utf8
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.rows import SURE, FormReading, form_columns
+from glyphs.pictures.align import lay_over
 from glyphs.pictures.boxes import find_boxes
 from glyphs.pictures.decode import Floats, Source, open_picture, shrink_factor, to_grey
 from glyphs.pictures.marks import Points, clockwise, enclosed, find_marks, straighten
@@ -66,21 +69,36 @@ class Field:
 
 @dataclass(frozen=True)
 class Form:
-    """A form: width and height, the middles of its marks, float [4, 2], or None where it has none, and its fields."""
+    """A form.
+
+    Attributes
+    ----------
+    size : width and height, in the pixels that all places are in.
+    marks : the middles of its marks, float [4, 2]; None where it has none.
+    empty : its picture, float32 [H, W], where scans are laid over its print.
+    """
 
     size: tuple[int, int]
     marks: Points | None
     fields: tuple[Field, ...]
+    empty: Floats | None = None
 
     def straighten(self, grey: Floats, name: str) -> tuple[Floats, float]:
         """A scan of the form, float32 [H, W], laid over the empty form, and its pixels for each of the form's.
 
         Raises
         ------
-        PictureError : the marks were not found in it; `name` is the scan's.
+        PictureError : it does not show the form; `name` is the scan's.
         """
         width, height = self.size
-        if self.marks is None:
+        if self.marks is None and self.empty is not None:
+            laid = lay_over(grey, self.empty)
+            if laid is None:
+                raise PictureError(
+                    f"{name}: does not show the form; scan the whole page, straight within 4 degrees and not aslant"
+                )
+            seen, places = laid[0], laid[1] * width / self.empty.shape[1]
+        elif self.marks is None:
             places = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
             seen = places * (grey.shape[1] / width, grey.shape[0] / height)
         else:
@@ -89,10 +107,10 @@ class Form:
                 raise PictureError(
                     f"{name}: the form's four marks were not found; scan the whole page, sharp, with all four in it"
                 )
-            places, seen = self.marks, found
+            places, seen = self.marks + 0.5, found + 0.5  # from the pictures' corners, not their pixels' middles
         scale = float(np.sqrt(enclosed(seen) / enclosed(places)))  # as fine as the scan is
         size = (round(width * scale), round(height * scale))
-        return straighten(grey, seen, places * scale, size), scale
+        return straighten(grey, seen - 0.5, places * scale - 0.5, size), scale
 
     def crop(self, straight: Floats, scale: float, field: Field) -> Floats:
         """A field of a scan that is laid over the form, with the rules around it."""
@@ -126,7 +144,9 @@ def make_form(picture: Path) -> Form:
         Field(f"field {number}", (factor * box.left, factor * box.top, factor * box.right, factor * box.bottom))
         for number, box in enumerate(boxes, start=1)
     ]
-    return Form(opened.size, None if marks is None else np.rint(marks * factor), tuple(fields))
+    if marks is None:
+        return Form(opened.size, None, tuple(fields), grey)
+    return Form(opened.size, np.rint(marks * factor), tuple(fields))
 
 
 def holds(box: Box, x: float, y: float) -> bool:
@@ -134,14 +154,16 @@ def holds(box: Box, x: float, y: float) -> bool:
     return box.left <= x < box.right and box.top <= y < box.bottom
 
 
-def write_form(form: Form, path: Path) -> None:
-    """Write a form's file, a line for each field.  Raises GlyphError."""
+def write_form(form: Form, path: Path, empty: Path) -> None:
+    """Write a form's file, a line for each field; `empty` is its picture.  Raises GlyphError."""
     fields = [
         json.dumps({"name": field.name, "box": field.box, "alphabet": field.alphabet, "pattern": field.pattern})
         for field in form.fields
     ]
     marks = None if form.marks is None else form.marks.tolist()
-    head = f'{{\n  "size": {json.dumps(form.size)},\n  "marks": {json.dumps(marks)},\n  "fields": [\n    '
+    beside = None if marks else os.path.relpath(empty, path.parent)
+    head = f'{{\n  "size": {json.dumps(form.size)},\n  "marks": {json.dumps(marks)},\n  "form": {json.dumps(beside)},\n'
+    head += '  "fields": [\n    '
     replace_file(path, (head + ",\n    ".join(fields) + "\n  ]\n}\n").encode())
 
 
@@ -151,6 +173,7 @@ def read_form(path: Path) -> Form:
     Raises
     ------
     DataError : it cannot be read, or is no form.
+    PictureError : the picture of the empty form cannot be read.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -173,10 +196,18 @@ def read_form(path: Path) -> Form:
     fields = [
         read_field(field, f"{path}: field {number}", size) for number, field in enumerate(content["fields"], start=1)
     ]
+    empty = None
+    if content.get("form") is not None:
+        if not isinstance(content["form"], str) or marks is not None:
+            raise DataError(f'{path}: "form" is the picture of an empty form without "marks"; one of them is null')
+        picture = open_picture(path.parent / content["form"])
+        if picture.size != (round(size[0]), round(size[1])):
+            raise DataError(f'{path}: "size" is not that of {content["form"]}, {list(picture.size)}')
+        empty = to_grey(picture)
     columns = form_columns([field.name for field in fields])
     if twice := [column for column in columns if columns.count(column) > 1]:
         raise DataError(f"{path}: a table of it would have two columns {twice[0]!r}; name the fields otherwise")
-    return Form((round(size[0]), round(size[1])), marks, tuple(fields))
+    return Form((round(size[0]), round(size[1])), marks, tuple(fields), empty)
 
 
 def read_field(content: Any, where: str, size: Sequence[float]) -> Field:
