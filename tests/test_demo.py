@@ -16,6 +16,8 @@ from glyphs.data.loaders import get_test_loader
 from glyphs.errors import DataError
 from tests.conftest import assert_upright, refused
 
+pytestmark = pytest.mark.slow  # drawing the set is
+
 Demo = dict[str, tuple[Tensor, Tensor]]
 
 

@@ -15,6 +15,7 @@ from glyphs.training.trainer import Trainer
 EXAMPLES = (Trainer, Evaluator, LRFinder, get_data_loaders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thing", EXAMPLES, ids=lambda thing: thing.__name__)
 def test_example(
     thing: type | Callable[..., object],

@@ -136,6 +136,7 @@ def test_inference_needs_nothing_but_the_file(exported: tuple[Path, Path], tmp_p
     assert result.stdout.split("\t")[1] == "ok"
 
 
+@pytest.mark.slow
 def test_a_pt2_program_answers_as_the_model_does(tmp_path: Path, exported: tuple[Path, Path]) -> None:
     found = export_model(exported[0], output=tmp_path / "small.pt2")
     assert (found.format, found.path, found.bytes) == ("pt2", tmp_path / "small.pt2", found.path.stat().st_size)
@@ -342,6 +343,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         export_model(tmp_path / "gone.pth")
 
 
+@pytest.mark.slow
 def test_a_pt2_file_is_one_archive(tmp_path: Path, exported: tuple[Path, Path]) -> None:
     found: Exported = export_model(exported[0], "pt2", tmp_path / "a.pt2")
     assert zipfile.is_zipfile(found.path)

@@ -266,6 +266,10 @@ def test_a_name_too_long_to_be_saved_is_said(model: Path, tmp_path: Path, capsys
     assert infer("--model", model, "--batch", tmp_path / "pictures", "--save-preprocessed", tmp_path / "saved") == 0
     assert "is not saved, its name is too long" in capsys.readouterr().err
     assert not (tmp_path / "saved").exists()
+    draw_glyph().save(tmp_path / "pictures" / "short.png")
+    assert infer("--model", model, "--batch", tmp_path / "pictures", "--visualize", tmp_path / "drawn") == 0
+    assert "is not saved, its name is too long" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["short.png.png"]
 
 
 def test_saved_images_of_one_name_from_two_folders(model: Path, pictures: Path, tmp_path: Path) -> None:

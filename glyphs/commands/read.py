@@ -326,6 +326,9 @@ def draw_all(
     drawn = 0
     for name, picture in pictures:
         path = arguments.visualize / f"{targets.get(valid_utf8(name), valid_utf8(name))}.png"
+        if too_long(path):
+            say(not_saved(path))
+            continue
         with contextlib.suppress(PictureError):  # which its row has told already
             if not isinstance(picture, PictureError):
                 with explain_write_error(path):
