@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 import inference
@@ -70,9 +70,11 @@ def test_marks_are_found_however_the_page_is_turned(sheet: Path, turn: int) -> N
     assert np.quantile(np.abs(straight - to_grey(page)), 0.99) < 0.7
 
 
-def test_three_marks_are_no_sheet(sheet: Path) -> None:
+def test_three_marks_and_a_letter_are_no_sheet(sheet: Path) -> None:
     page = Image.open(sheet).convert("L")
     page.paste(255, (0, 0, 200, 200))
+    pen = ImageDraw.Draw(page)
+    pen.ellipse((900, 400, 970, 470), outline=0, width=20)  # as a mark at the top left, but elsewhere
     assert find_marks(to_grey(page)) is None
     with pytest.raises(PictureError, match=r"^a\.jpg: shows no collection sheet: the four marks"):
         cut_sheet(to_grey(page), "a.jpg")

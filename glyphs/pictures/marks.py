@@ -26,7 +26,8 @@ MODULES = 7  # a mark's side; its ring is one thick, or two, and what it enclose
 RING, CORE, THICK_RING, TOLERANCE = 24 / 49, 9 / 49, 40 / 49, 0.1
 SMALLEST, LARGEST = 0.012, 0.2
 OFF_CENTRE = 0.1  # of a mark's side: how far what it encloses is from its middle
-ALIKE = 4.0  # one mark's area over another's, at most
+ALIKE = 3.0  # one mark's area over another's, at most
+ASLANT = 2.0  # one side of the page over the opposite one, at most
 LONGER_SIDE = 1200  # pixels that are enough to find them
 MOST_CANDIDATES = 6  # of each kind that are tried, the largest
 
@@ -85,7 +86,10 @@ def find_marks(grey: Floats) -> Points | None:
         for three in itertools.combinations(others, 3):
             areas = [mark.area for mark in (first, *three)]
             corners = clockwise(np.array([mark.place for mark in (first, *three)]))
-            if corners is not None and max(areas) <= ALIKE * min(areas) and (area := enclosed(corners)) > best_area:
+            if corners is None or max(areas) > ALIKE * min(areas) or (area := enclosed(corners)) <= best_area:
+                continue
+            sides = np.linalg.norm(np.roll(corners, -1, axis=0) - corners, axis=1)
+            if np.abs(np.log(sides[:2] / sides[2:])).max() <= np.log(ASLANT):
                 best, best_area = corners, area
     # From pixels' middles to their corners and back, since a shrunk picture keeps the latter.
     return None if best is None else (best + 0.5) / scale - 0.5
