@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glyphs.data.idx import read_idx
 from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.text import PRIORS
 from glyphs.training.checkpoint import load_model
 
 Floats = NDArray[np.float32]
@@ -47,14 +48,15 @@ NOISE = 0.06  # standard deviation of the noise that the degraded round trip add
 PAGE = 256  # pixels a side of what is not a character
 
 
-def predict(model: torch.nn.Module, glyphs: list[Glyph]) -> NDArray[np.int64]:
-    """The class of each glyph, int64 [N]; -1 where preprocessing refused."""
+def predict(model: torch.nn.Module, glyphs: list[Glyph], shift: torch.Tensor | float = 0.0) -> NDArray[np.int64]:
+    """The class of each glyph, int64 [N]; -1 where preprocessing refused.  The shift is added to the logits."""
     answers = np.full(len(glyphs), -1)
     found = [(index, glyph.pixels) for index, glyph in enumerate(glyphs) if glyph.pixels is not None]
     with torch.inference_mode():
         for start in range(0, len(found), BATCH):
             places, images = zip(*found[start : start + BATCH], strict=True)
-            answers[list(places)] = model(torch.from_numpy(np.stack(images))[:, None]).argmax(1).numpy()
+            logits = model(torch.from_numpy(np.stack(images))[:, None]) + shift
+            answers[list(places)] = logits.argmax(1).numpy()
     return answers
 
 
@@ -102,13 +104,16 @@ def true_class(path: Path, names: list[str]) -> int:
     return names.index(character if character in names else character.upper())
 
 
-def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path) -> None:
-    print(f"\nAccuracy on pictures that the weights in the box were not trained on, {len(names)} classes")
+def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: str) -> None:
+    print(
+        f"\nAccuracy on pictures that the weights in the box were not trained on, {len(names)} classes, {prior} prior"
+    )
+    shift = torch.tensor([math.log(PRIORS[prior]) if name.isdecimal() else 0.0 for name in names])
     for folder in ("photos", "drawings", "user_singles"):
         chosen = [picture for picture in list_pictures(data_dir, folder) if picture.held_out]
         glyphs = [preprocess(picture.path) for picture in chosen]
         truth = np.array([true_class(picture.path, names) for picture in chosen])
-        hits = predict(model, glyphs) == truth
+        hits = predict(model, glyphs, shift) == truth
         kinds = sorted({picture.kind for picture in chosen} - {folder})
         for name in ([folder] if chosen else []) + kinds:
             of_kind = np.array([name in (folder, picture.kind) for picture in chosen])
@@ -297,6 +302,7 @@ def main() -> None:
         required=True,
         help="folder with EMNIST/raw, photos, drawings and, where there are any, user_singles",
     )
+    parser.add_argument("--prior", choices=PRIORS, default="uniform", help="of the classes, for the first table")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="EMNIST test images for the round trip")
     parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each kind of non-character")
     parser.add_argument("--seed", type=int, default=0)
@@ -307,7 +313,7 @@ def main() -> None:
     images = read_idx(path, 3).transpose(1, 2).numpy()
     rng = np.random.default_rng(arguments.seed)
     images = images[rng.permutation(len(images))]
-    accuracy(model, names, arguments.data_dir)
+    accuracy(model, names, arguments.data_dir, arguments.prior)
     round_trip(model, images[: arguments.images], rng)
     wrong_answers(images, rng, arguments.count)
     speed(arguments.data_dir, images)

@@ -8,6 +8,7 @@ ALPHABETS = {
     "lower": string.ascii_lowercase,
     "letters": string.ascii_letters,
 }
+PRIORS = {"uniform": 1.0, "digits": 3.0}  # how many times as frequent as a letter a digit is taken to be
 
 
 def one_line(text: str) -> str:

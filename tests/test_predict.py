@@ -24,6 +24,7 @@ from glyphs.inference.predictor import GlyphPredictor, relative_names
 from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.text import PRIORS
 from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
 from tests.conftest import refused, run_python
 from tests.small import NAMES, draw_glyph, onnx_weights, save_small_checkpoint, save_small_onnx
@@ -136,6 +137,16 @@ def test_an_alphabet_restricts_and_renormalises(onnx_file: Path) -> None:
     few = dict(GlyphPredictor(onnx_file, alphabet="310").predict(draw_glyph(), top_k=47).top_k)
     total = sum(everything[digit] for digit in "013")
     assert few == pytest.approx({digit: everything[digit] / total for digit in "013"}, abs=1e-4)
+
+
+def test_a_prior_makes_digits_more_frequent(onnx_file: Path) -> None:
+    before = dict(GlyphPredictor(onnx_file).predict(draw_glyph(), top_k=47).top_k)
+    after = dict(GlyphPredictor(onnx_file, prior="digits").predict(draw_glyph(), top_k=47).top_k)
+    weights = {name: (PRIORS["digits"] if name in "0123456789" else 1) * p for name, p in before.items()}
+    total = sum(weights.values())
+    assert after == pytest.approx({name: weight / total for name, weight in weights.items()}, abs=1e-4)
+    with pytest.raises(ConfigError, match="prior: is 'letters'; it is one of uniform, digits"):
+        GlyphPredictor(onnx_file, prior="letters")
 
 
 @pytest.mark.parametrize(

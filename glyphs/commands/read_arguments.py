@@ -7,7 +7,7 @@ from typing import Any
 
 from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
 from glyphs.config import PREPROCESSING, Config
-from glyphs.text import ALPHABETS, alphabet_of
+from glyphs.text import ALPHABETS, PRIORS, alphabet_of
 
 TOP_K = 5
 DOUBTFUL = 0.8  # a field that is less probable is for a person to look at
@@ -33,6 +33,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     only = f"answer only these characters, such as 0123456789, or {', '.join(ALPHABETS)} (default: all)"
     how.add_argument("--alphabet", type=alphabet_of, metavar="CHARACTERS", help=only)
+    frequent = f"digits: each is {PRIORS['digits']:g} times as frequent as a letter (default: uniform)"
+    how.add_argument("--prior", choices=PRIORS, default="uniform", help=frequent)
     uncertain = f"an answer less probable than this, from 0 to 1, is `uncertain` (default: 0; of fields {DOUBTFUL})"
     how.add_argument("--min-confidence", type=fraction, metavar="P", help=uncertain)
     views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"

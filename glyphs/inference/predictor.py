@@ -33,7 +33,7 @@ from glyphs.inference.seal import check_seal
 from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
 from glyphs.pictures.glyph import SIDE, Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
-from glyphs.text import alphabet_of, first_line
+from glyphs.text import PRIORS, alphabet_of, first_line
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -78,6 +78,9 @@ class GlyphPredictor:
     alphabet : the only characters to answer; the probabilities are those given that it is one of them.  A
         character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced,
         where c is C.
+    prior : how frequent the classes are taken to be where the picture leaves several open: `uniform`, as in training
+        where that counted every class alike; or `digits`, each digit so many times as frequent as a letter as
+        `glyphs.text.PRIORS` says.
     min_confidence : a likeliest class less probable than this is `uncertain`.
     mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
         is the one that the model was trained with.
@@ -100,6 +103,7 @@ class GlyphPredictor:
         device: str | None = None,
         *,
         alphabet: Iterable[str] | None = None,
+        prior: str = "uniform",
         min_confidence: float = 0.0,
         mode: Mode | None = None,
         batch_size: int = Config.batch_size,
@@ -133,6 +137,9 @@ class GlyphPredictor:
             list(range(len(names))) if self.alphabet is None else choose_columns(names, sorted(self.alphabet))
         )
         self.class_names = [names[column] for column in self.columns]
+        if prior not in PRIORS:
+            raise ConfigError(f"prior: is {prior!r}; it is one of {', '.join(PRIORS)}")
+        self.prior = prior
         self.min_confidence = min_confidence
         self.mode = mode or trained_with
         self.batch_size = batch_size
@@ -318,9 +325,10 @@ class GlyphPredictor:
         return np.concatenate([self.of_alphabet(self.network(batch)) for batch in batches])
 
     def of_alphabet(self, probabilities: Floats) -> Floats:
-        """A network's probabilities of all classes as those of the alphabet's, float64 [N, C]."""
+        """A network's probabilities of all classes as those of the alphabet's with the prior, float64 [N, C]."""
         # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
-        chosen = probabilities[:, self.columns].astype(np.float64) + 1e-300
+        frequencies = [PRIORS[self.prior] if name.isdecimal() else 1.0 for name in self.class_names]
+        chosen = probabilities[:, self.columns] * np.array(frequencies) + 1e-300
         if not np.isfinite(chosen).all():
             raise CheckpointError("the model's outputs are not finite: it is damaged")
         shares: Floats = chosen / chosen.sum(axis=1, keepdims=True)
