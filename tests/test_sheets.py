@@ -32,14 +32,16 @@ from glyphs.pictures.sheet import (
 from samples.fill import Floats, fill, photograph
 from tests.conftest import refused
 
-NAMES = list("βδζηθλμψω")
+NAMES = list("βδζ")
 
 
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A printed page of nine classes."""
+    """A printed page of three classes, a row each, so that cutting it is quick."""
     path = tmp_path_factory.mktemp("sheet") / "sheet.png"
-    print_sheet(" ".join(NAMES), path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glyphs.pictures.sheet.MOST_ROWS", len(NAMES))
+        print_sheet(" ".join(NAMES), path)
     return path
 
 
@@ -136,7 +138,7 @@ def test_a_photographed_sheet_becomes_a_data_set(
     assert ("ζ", 3, 3) not in cut
     empty = {(row + 1, column + 1) for row, column in zip(*np.nonzero(is_empty(page)), strict=True)}
     assert (3, 3) in empty
-    assert {(row, column) for _, row, column in cut} == set(itertools.product(range(1, 10), range(1, 13))) - empty
+    assert {(row, column) for _, row, column in cut} == set(itertools.product(range(1, 4), range(1, 13))) - empty
     assert all(NAMES[row - 1] == name for name, row, _ in cut)
     assert f"{len(cut)} pictures cut from 1 sheets" in capsys.readouterr().err
     for path in (tmp_path / "own").rglob("*.png"):  # nothing of the rules is left
@@ -150,7 +152,7 @@ def test_a_photographed_sheet_becomes_a_data_set(
 def is_empty(page: Floats) -> NDArray[np.bool_]:
     """Which boxes of a page that was not photographed hold nothing, bool [rows, columns]."""
     scale = page.shape[1] / PAPER[0]
-    edges = [[round((start + BOX * i) * scale) for i in range(count + 1)] for start, count in ((TOP, 9), (LEFT, 12))]
+    edges = [[round((start + BOX * i) * scale) for i in range(count + 1)] for start, count in ((TOP, 3), (LEFT, 12))]
     inset = round(scale)
     return np.array(
         [
@@ -190,7 +192,7 @@ def test_nothing_is_replaced_and_a_bad_photograph_does_not_stop_the_others(
     assert any(line.startswith("blank.png: shows no collection sheet") for line in errors)
     assert any("damaged.jpg: is not a picture" in line for line in errors)
     before = {path: path.read_bytes() for path in (tmp_path / "own").rglob("*.png")}
-    assert len(before) > 90
+    assert len(before) > 25
     next(iter(before)).unlink()
     with refused(DataError, "is there already", "choose another folder"):
         inference.main(command)
