@@ -9,7 +9,7 @@ cross-correlation (B. Zitova, J. Flusser: Image registration methods: a survey, 
 import itertools
 
 import numpy as np
-from scipy import ndimage, signal
+from scipy import ndimage
 
 from glyphs.pictures.decode import Floats
 from glyphs.pictures.glyph import resize
@@ -93,10 +93,19 @@ def rotation(degrees: float) -> Points:
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
+def correlate(one: Floats, other: Floats) -> Points:
+    """The cross-correlation of two pictures for every way to lay one over the other, by Fourier's transform.
+
+    SciPy's own is in a package that takes long to import.
+    """
+    shape = [a + b - 1 for a, b in zip(one.shape, other.shape, strict=True)]
+    return np.fft.irfft2(np.fft.rfft2(one, shape) * np.fft.rfft2(other[::-1, ::-1], shape), shape)
+
+
 def find_offset(form: Floats, laid: Floats) -> tuple[float, Points]:
     """How alike two pictures of one size are where one is moved over the other, and by how much, x and y."""
     one, other = form - form.mean(), laid - laid.mean()
-    alike = signal.fftconvolve(one, other[::-1, ::-1]) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-9)
+    alike = correlate(one, other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-9)
     row, column = np.unravel_index(int(alike.argmax()), alike.shape)
     offset = np.array([column - form.shape[1] + 1, row - form.shape[0] + 1], dtype=np.float64)
     return float(alike[row, column]), offset
@@ -114,7 +123,7 @@ def match_tiles(form: Floats, laid: Floats, reach: int) -> tuple[Points, Points]
         if tile.std() < LEAST_INK:
             continue
         window = wide[y : y + TILE + 2 * reach, x : x + TILE + 2 * reach]
-        alike = signal.fftconvolve(window, (tile - tile.mean())[::-1, ::-1], mode="valid") / TILE**2
+        alike = correlate(window, tile - tile.mean())[TILE - 1 : 1 - TILE, TILE - 1 : 1 - TILE] / TILE**2
         place = np.s_[y + half : y + half + 2 * reach + 1, x + half : x + half + 2 * reach + 1]
         alike = alike / (tile.std() * spread[place])
         row, column = np.unravel_index(int(alike.argmax()), alike.shape)
