@@ -18,7 +18,7 @@ from glyphs.commands.read import SOME_FAILED
 from glyphs.commands.read_arguments import parse
 from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
-from glyphs.inference.lattice import Choice
+from glyphs.inference.lattice import Choice, is_mark
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import (
     holds_digits_only,
@@ -29,7 +29,7 @@ from glyphs.inference.reader import (
     split_words,
 )
 from glyphs.pictures.decode import to_grey
-from glyphs.pictures.page import Box, Line, Page, Piece, cut_piece, find_lines
+from glyphs.pictures.page import Box, Line, Page, Piece, cut_piece, find_lines, find_parts
 from tests.conftest import ROOT
 from tests.small import save_small_onnx
 
@@ -330,3 +330,57 @@ def test_an_alphabet_that_is_named_limits_the_answers(tmp_path: Path) -> None:
     [row] = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert row["text"].isalpha()
     assert row["text"].islower()
+
+
+def test_letters_that_stand_on_a_rule_keep_their_feet(predictor: GlyphPredictor) -> None:
+    ruled = Image.new("L", (420, 260), 255)
+    pen = ImageDraw.Draw(ruled)
+    for row in (40, 88, 136, 184, 232):
+        pen.line((0, row, 420, row), fill=190, width=3)
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 40)
+    for place, character in enumerate("BUDEZ"):
+        pen.text((40 + 50 * place, 137), character, font=font, fill=0, anchor="ls")
+    [line] = find_lines(to_grey(ruled)).lines
+    clean = Image.new("L", ruled.size, 255)
+    for place, character in enumerate("BUDEZ"):
+        ImageDraw.Draw(clean).text((40 + 50 * place, 137), character, font=font, fill=0, anchor="ls")
+    page = find_lines(to_grey(clean))
+    bottoms = [max(piece.box.bottom for piece in each.pieces) for each in (line, page.lines[0])]
+    assert abs(bottoms[0] - bottoms[1]) <= page.zoom
+    assert predictor.read(ruled).text == "BUDEZ"
+
+
+def test_a_tall_letter_on_ruled_paper_is_no_side_of_a_box() -> None:
+    ruled = Image.new("L", (700, 300), 255)
+    pen = ImageDraw.Draw(ruled)
+    for row in (40, 120, 200, 280):
+        pen.line((0, row, 700, row), fill=150, width=3)
+    pen.line((300, 110, 312, 206), fill=0, width=8)
+    pen.ellipse((340, 140, 400, 195), outline=0, width=8)
+    page = find_lines(to_grey(ruled))
+    boxes = [piece.box for line in page.lines for piece in line.pieces]
+    assert any(box.left < 305 * page.zoom < box.right and box.height > 80 * page.zoom for box in boxes)
+
+
+def test_a_letter_at_the_edge_is_text_and_a_sliver_is_not() -> None:
+    mask = np.zeros((120, 400), bool)
+    for left in range(40, 360, 40):
+        mask[60 if left % 120 else 20 : 90, left : left + 15] = True  # every third has an ascender
+    mask[:78, 20:30] = True  # as high, and cut by the edge
+    mask[30:70, :2] = True
+    boxes = {part.box for part in find_parts(mask)}
+    assert Box(0, 20, 78, 30) in boxes
+    assert len(boxes) == 9
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom", "width", "mark"),
+    [(44, 92, 40, False), (80, 100, 20, True), (70, 118, 18, True), (0, 40, 18, True)],
+    ids=["small letter", "full stop", "comma", "apostrophe"],
+)
+def test_marks_are_told_from_small_letters(top: int, bottom: int, width: int, mark: bool) -> None:
+    def at(left: int, top: int, bottom: int, width: int) -> Piece:
+        return Piece(Box(top, left, bottom, left + width), np.ones((bottom - top, width), bool), left)
+
+    line = Line([at(0, 0, 100, 50), at(60, top, bottom, width), at(120, 0, 100, 50), at(180, 0, 100, 50)], 100)
+    assert is_mark(line, 1) is mark

@@ -20,8 +20,8 @@ Bytes = NDArray[np.uint8]
 Probabilities = NDArray[np.floating[Any]]
 
 # Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
-MOST_PIECES = 6  # of a character
-WIDEST = 1.7  # a character of several pieces is no wider, in heights of its line
+MOST_PIECES = 7  # of a character
+WIDEST = 1.7  # a character of several pieces is no wider, in heights of its line, or its own
 WIDE, WIDE_COST = 1.5, 4.0  # from this width in its own heights on, each further one costs so much
 CUT_COST = 1.5  # of each cut through connected ink
 JOIN_COST, JOIN_GAP_COST = 0.8, 8.0  # of joining separate parts, and for each height of paper between them
@@ -36,7 +36,10 @@ LEAST_PROBABILITY = 1e-4  # no character is thought to be less probable: the net
 LOOKALIKES, LOOKALIKE_SHARE = ("0Oo", "1IiLl", "2Zz", "5Ss", "6Gb", "8B", "9gq"), 0.3
 
 # Marks; lengths are in heights of the line
-MARK = 0.5  # what is smaller both ways is a full stop or a comma
+MARK = 0.5  # what is smaller both ways is a full stop or a comma, if it is off the middle of its neighbours
+DOT = 0.35  # what is smaller than this both ways is one in any case
+COMMA, COMMA_WIDTH = 0.75, 0.3  # what is lower and narrower, and hangs from the feet of its neighbours, is a comma
+BESIDE = 6  # neighbours on either side
 DASH = 0.3  # what is lower than this and twice as wide is a dash
 MARKS = frozenset(".,'-")
 
@@ -63,8 +66,17 @@ def is_mark(line: Line, place: int) -> bool:
     if any(other.part == piece.part for other in line.pieces[max(0, place - 1) : place + 2] if other is not piece):
         return False  # it was cut from something larger
     box = piece.box
-    small = box.height < MARK * height and box.width < MARK * height
-    return small or (box.height < DASH * height and box.width > 2 * box.height)
+    if max(box.height, box.width) < DOT * height or (box.height < DASH * height and box.width > 2 * box.height):
+        return True
+    # Many neighbours, so that descenders do not lower their feet.
+    beside = [*line.pieces[max(0, place - BESIDE) : place], *line.pieces[place + 1 : place + 1 + BESIDE]]
+    tall = [other.box for other in beside if other.box.height > MARK * height] or [box]
+    feet = float(np.median([other.bottom for other in tall]))
+    middle = (float(np.median([other.top for other in tall])) + feet) / 2
+    if max(box.height, box.width) < MARK * height:
+        return box.top >= middle or box.bottom <= middle
+    low = box.top > middle + 0.1 * height and box.bottom > feet - 0.1 * height
+    return low and box.height < COMMA * height and box.width < COMMA_WIDTH * height
 
 
 def candidates_of(line: Line) -> list[tuple[int, int, Piece | None]]:
@@ -79,7 +91,7 @@ def candidates_of(line: Line) -> list[tuple[int, int, Piece | None]]:
         for stop in range(start + 2, min(start + MOST_PIECES, len(pieces)) + 1):
             run = pieces[start:stop]
             box = union([piece.box for piece in run])
-            if first.cell is not None or run[-1].cell is not None or box.width > WIDEST * line.height:
+            if first.cell is not None or run[-1].cell is not None or box.width > WIDEST * max(line.height, box.height):
                 break
             spans.append((start, stop, merge(run)))
     return spans

@@ -35,9 +35,8 @@ from glyphs.inference.rows import DECIMALS, Candidate, Character, TextLine, Word
 from glyphs.pictures.page import Box, Line, Page, Piece
 
 # Joined script: so many characters for each connected part of the ink, and so many more characters than parts.  Of
-# 61 pictures of separate letters none has more than 1.24 for each, but for one that is half joined and one whose rules
-# remain.
-JOINED, JOINED_LEAST = 1.3, 4
+# the development pictures of separate letters none has more than 1.03 for each.
+JOINED, JOINED_LEAST = 1.2, 4
 
 # Spaces and sizes; lengths are in heights of the line
 SPACE = 0.55  # paper beyond the usual gap that makes a space

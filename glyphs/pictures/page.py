@@ -34,10 +34,19 @@ FLOOR = 0.35  # of the strong ink: the least that belongs to a stroke
 SPECK = 0.12  # of a character's height: a part that is smaller both ways is dirt
 
 SMALLEST_AT_EDGE, LARGEST_AT_EDGE = 0.5, 1.6  # of a character's size: what the picture's edge cuts is else no text
+LARGEST_OF_TEXT = 1.2  # of the large parts off the edge: what the edge cuts may be as large as that, too
+SLIVER = 0.08  # of a character's size: what lies along the edge and is no wider is the edge's shadow
 
 # Rules; lengths are shares of the picture's width or height
 RULE, RULE_SEGMENT = 0.3, 0.05  # a rule is so long, and straight over each such part of it
+WALL_SLOPE, LONE_SLOPE = 0.15, 0.08  # of the height of a box's side: how wide it may be, and where it is the only one
+PAIR = 0.4  # of it: by how much the ends of two sides of a box differ
+THIN_RULE = 0.01  # of the page's height: how thick a thin rule is
 RULE_SLOPE = 0.06  # height over width of a rule, its thickness apart
+
+FOOT = 0.5  # of the distance of rules: what is longer along a rule is no foot of a letter
+DARKER = 1.5  # times as dark as a rule: strokes that are can be told from it by that
+RULE_EDGE = 5  # pixels: a rule of one pixel with its soft edges
 
 FLAT, FILLED = 8, 0.25  # width over height of a flat stroke, and how much of its box it fills
 LONGEST_DASH = 2  # of a character's size: a flat stroke that is wider is a rule
@@ -152,7 +161,11 @@ def find_lines(grey: Floats) -> Page:
     if grid is not None and cells is not None:
         ink, lines = cells
         return Page(ink, floor, zoom, lines, False, grid.shape)
-    mask, across, walls = remove_rules(mask, ink > FAINT * floor)
+    mask, across, walls = remove_rules(ink, floor)
+    if across.any() and not walls.any():
+        # With their soft edges, which would be drawn around what stands on them.
+        near = ndimage.binary_dilation(across, np.ones((RULE_EDGE, RULE_EDGE)))
+        ink[near & ~ndimage.binary_dilation(mask, np.ones((3, 3)))] = 0
     parts = find_parts(mask)
     lines = [line for line in group_lines(parts) if line.pieces]
     joined = is_joined(lines)
@@ -194,24 +207,32 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
 # ---- Rules and boxes ----
 
 
-def remove_rules(mask: Mask, faint: Mask) -> tuple[Mask, Mask, Mask]:
+def remove_rules(ink: Floats, floor: float) -> tuple[Mask, Mask, Mask]:
     """Take ruled lines and boxes out of a page's ink.
 
     Parameters
     ----------
-    mask : bool [H, W], the ink.
-    faint : bool [H, W], the ink and what is fainter, as printed boxes often are.
+    ink : float32 [H, W], as of a page.
+    floor : the least ink of a stroke; fainter ink belongs to rules, too, as printed ones often are.
 
     Returns
     -------
-    mask : without them; strokes that cross one are whole again.
+    mask : bool [H, W], the strokes without them; those that cross a rule are whole again.
     across, walls : bool [H, W], the rules, and the upright sides of boxes.
     """
+    mask, faint = ink > floor, ink > FAINT * floor
     across = find_rules(faint)
     if not across.any():
         return mask, across, across
     walls = find_walls(faint, across)
     rest = mask & ~across & ~walls
+    if rest.any() and not walls.any():
+        # Where pens write darker than rules are printed, what is as dark as they is theirs: the feet of letters.
+        pen, print_ = float(np.median(ink[rest])), float(np.median(ink[across]))
+        if pen > DARKER * print_:
+            dark = across & (ink > (pen + print_) / 2)
+            dark &= ~ndimage.binary_opening(dark, np.ones((1, max(5, round(FOOT * rule_distance(across))))))
+            rest |= ndimage.binary_propagation(rest & ndimage.binary_dilation(across), mask=rest | dark) & dark
     for rules, axis in ((across, 0), (walls, 1)):
         thick = thickness(rules, axis)
         if thick:
@@ -234,6 +255,10 @@ def find_rules(mask: Mask) -> Mask:
     height, width = mask.shape
     segment = max(12, round(RULE_SEGMENT * width))
     straight = ndimage.binary_opening(mask, np.ones((1, segment)))
+    # Thin ones that are not quite level have such straight parts only where they are made a little thicker.
+    thick = max(5, round(THIN_RULE * height))
+    thin = mask & ~ndimage.binary_opening(mask, np.ones((thick, 1)))
+    straight |= ndimage.binary_opening(ndimage.binary_dilation(thin, np.ones((3, 1))), np.ones((1, segment))) & thin
     labels, _ = ndimage.label(ndimage.binary_dilation(straight, np.ones((3, 5))), np.ones((3, 3)))
     long = max(RULE * width, 0.6 * min(height, width))
     kept = [0]
@@ -254,18 +279,27 @@ def find_walls(mask: Mask, across: Mask) -> Mask:
     gap = rule_distance(across)
     straight = ndimage.binary_opening(mask, np.ones((max(8, round(0.3 * gap)), 1)))
     labels, _ = ndimage.label(ndimage.binary_dilation(straight, np.ones((3, 3))), np.ones((3, 3)))
-    kept = []
+    found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         high = rows.stop - rows.start
         inside = labels[rows, columns] == number
         ends = near[rows, columns] & inside
-        # Thin, as long as a box is high, at a rule at both of its ends.
+        # Thin and straight, as long as a box is high, at a rule at both of its ends.
         if (
             high >= 0.8 * gap
-            and columns.stop - columns.start < max(8, 0.3 * high)
+            and columns.stop - columns.start < max(8, WALL_SLOPE * high)
             and ends[: high // 4].any()
             and ends[-(high // 4) :].any()
         ):
+            found.append((number, rows, columns.stop - columns.start))
+    # A box has two sides from the same rule to the same rule; a tall letter on ruled paper stands alone.
+    kept = []
+    for number, rows, wide in found:
+        high = rows.stop - rows.start
+        ends_differ = (
+            abs(rows.start - there.start) + abs(rows.stop - there.stop) for n, there, _ in found if n != number
+        )
+        if wide < max(8, LONE_SLOPE * high) or min(ends_differ, default=high) < PAIR * high:
             kept.append(number)
     walls: Mask = np.isin(labels, kept) & mask
     return walls
@@ -364,19 +398,41 @@ def find_parts(mask: Mask) -> list[Piece]:
         return []
     usual = float(np.quantile(np.repeat(size, weights), 0.5))
     least = max(3.0, SPECK * usual)
+    inner = [
+        side
+        for box, side, rule in zip(boxes, size, flat, strict=True)
+        if not rule and side > SMALLEST_AT_EDGE * usual and not touching(box, mask.shape)
+    ]
+    large = float(np.quantile(inner, 0.9)) if inner else 0.0
+    largest = max(LARGEST_AT_EDGE * usual, LARGEST_OF_TEXT * large)
     return [
         Piece(box, labels[box.top : box.bottom, box.left : box.right] == number, number)
         for number, (box, side, rule) in enumerate(zip(boxes, size, flat, strict=True), start=1)
-        if side >= least and not is_rim(box, usual, mask.shape) and not (rule and side > LONGEST_DASH * usual)
+        if side >= least and not is_rim(box, usual, largest, mask.shape) and not (rule and side > LONGEST_DASH * usual)
     ]
 
 
-def is_rim(box: Box, usual: float, shape: tuple[int, ...]) -> bool:
+def is_rim(box: Box, usual: float, largest: float, shape: tuple[int, ...]) -> bool:
     """Whether a part at the picture's edge is the rim of a sheet, a table or a shadow: of another size than others."""
-    height, width = shape
-    sides = (box.top == 0, box.left == 0, box.bottom == height, box.right == width)
+    sides = touching(box, shape)
     size = max(box.height, box.width)
-    return sum(sides) >= 3 or (any(sides) and not SMALLEST_AT_EDGE < size / usual < LARGEST_AT_EDGE)
+    sliver = min(box.height, box.width) < SLIVER * usual
+    return len(sides) >= 3 or (bool(sides) and (sliver or not SMALLEST_AT_EDGE * usual < size < largest))
+
+
+def touching(box: Box, shape: tuple[int, ...]) -> list[str]:
+    """The edges of the picture that a box touches."""
+    height, width = shape
+    return [
+        name
+        for name, touches in (
+            ("top", box.top == 0),
+            ("left", box.left == 0),
+            ("bottom", box.bottom == height),
+            ("right", box.right == width),
+        )
+        if touches
+    ]
 
 
 def is_flat(box: Box, area: int) -> bool:
