@@ -1,4 +1,4 @@
-"""How pretrained/glyphs47.pth was trained on EMNIST and on pictures together.
+"""How pretrained/glyphs47.pth was trained on EMNIST and on pictures together, before `last_layer.py`.
 
     python recipes/glyphs47.py --data-dir DIR --start OLD.pth --teacher TEACHER.pth --output NEW.pth --minutes 77
 
@@ -211,14 +211,14 @@ class Prepared(NamedTuple):
     label: int
 
 
-def prepare_pictures(data_dir: Path, kind: str, names: list[str], rng: Rng) -> list[Prepared]:
-    """The pictures of a kind that are not held out, and of which something was found."""
+def prepare_pictures(data_dir: Path, kind: str, names: list[str], rng: Rng, count: int) -> list[Prepared]:
+    """The pictures of a kind that are not held out, and of which something was found, with `count` views each."""
     found = []
     for picture in list_pictures(data_dir, kind):
         if picture.held_out:
             continue
         grey = to_grey(open_picture(picture.path))
-        views = [preprocess(view(grey, kind, rng)).pixels for _ in range(VIEWS[kind])]
+        views = [preprocess(view(grey, kind, rng)).pixels for _ in range(count)]
         plain = preprocess(picture.path).pixels
         kept = [pixels for pixels in views if pixels is not None]
         if plain is not None or kept:
@@ -339,7 +339,7 @@ def main() -> None:
     made, kept = make_pictures(images[sources, 0].numpy(), rng)
     made_from = sources[kept]
     kinds = ("photos", "drawings", "user_singles")
-    prepared = {kind: prepare_pictures(arguments.data_dir, kind, names, rng) for kind in kinds}
+    prepared = {kind: prepare_pictures(arguments.data_dir, kind, names, rng, VIEWS[kind]) for kind in kinds}
     share = torch.full((sum(IN_BATCH.values()),), 0.2)
     share[: IN_BATCH["emnist"]] = 0.12
 
