@@ -242,3 +242,5 @@ def test_hocr_has_pages_lines_and_words(tmp_path: Path) -> None:
     assert len(set(names)) == len(names) == 8
     with refused(ConfigError, "r.hocr", "add --text"):
         open_results(tmp_path / "r.hocr", RowKind("prediction", 5))
+    with refused(ConfigError, "r.hocr", "hOCR is for texts: choose another suffix"):
+        open_results(tmp_path / "r.hocr", RowKind("fields", fields=("name",)))

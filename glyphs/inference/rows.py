@@ -480,7 +480,8 @@ def open_results(path: Path, kind: RowKind) -> contextlib.AbstractContextManager
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file in it")
     if path.suffix.lower() == ".hocr" and kind.answer != "text":
-        raise ConfigError(f"{path}: hOCR is for texts: add --text, or choose another suffix")
+        remedy = "choose another suffix" if kind.answer == "fields" else "add --text, or choose another suffix"
+        raise ConfigError(f"{path}: hOCR is for texts: {remedy}")
     if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise GlyphError(f"{path}: a .parquet file needs pyarrow: pip install pyarrow")
     return WRITERS[path.suffix.lower()](path, kind)
