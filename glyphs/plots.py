@@ -27,6 +27,7 @@ from matplotlib.figure import Figure as Figure  # exported, too: who hands figur
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.stats import binomtest
@@ -447,7 +448,11 @@ def plot_reading(
             colour = BLUE if probability is None or probability >= 0.8 else VERMILION
             xs, ys = (left, right, right, left, left), (top, top, bottom, bottom, top)
             axes.plot(xs, ys, color=colour, linewidth=0.8)
-            axes.text(left, top, label, color=colour, fontsize=9, fontfamily=fonts, verticalalignment="bottom")
+            # The white around it keeps it legible over ink, and on the side of a form's box.
+            axes.annotate(
+                label, (left, top), (0, 2), textcoords="offset points", color=colour, fontsize=9, fontfamily=fonts,
+                verticalalignment="bottom", path_effects=[withStroke(linewidth=3, foreground="white")],
+            )  # fmt: skip
         axes.axis("off")
         axes.set_title(title)
     return figure

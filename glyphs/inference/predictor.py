@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -248,7 +249,8 @@ class GlyphPredictor:
         reading = self.read_page(*self.find_page(name_of(image), picture), top_k)
         characters = [character for line in reading.lines for word in line.words for character in word.characters]
         found = [(character.label, character.probability, character.box) for character in characters]
-        plot_reading(picture, found, reading.status.replace("_", " "), Path(path))
+        title = textwrap.shorten(reading.text or reading.status.replace("_", " "), 80, placeholder=" ...")
+        plot_reading(picture, found, title, Path(path))
         return reading
 
     def read(self, image: Source, top_k: int = 5, pattern: str | None = None) -> Reading:
