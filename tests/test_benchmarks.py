@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.datasets import EMNIST
 
-from benchmarks.prediction import WAITING
+from benchmarks import prediction
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
@@ -22,7 +22,11 @@ def table(*command: str) -> dict[str, list[float]]:
     """The figures that a benchmark prints, by the name of their row."""
     result = run_python(*command, timeout=600)
     assert result.returncode == 0, result.stderr
-    rows = re.findall(r"^(.*?\S)((?: +-?[\d,.]+)+)$", result.stdout, re.MULTILINE)
+    return rows_of(result.stdout)
+
+
+def rows_of(printed: str) -> dict[str, list[float]]:
+    rows = re.findall(r"^(.*?\S)((?: +-?[\d,.]+)+)$", printed, re.MULTILINE)
     return {name.strip(): [float(figure.replace(",", "")) for figure in figures.split()] for name, figures in rows}
 
 
@@ -93,14 +97,17 @@ def test_prediction_sets_a_network_against_its_own_arithmetic(tmp_path: Path) ->
     assert figures["small.pth: end to end, pictures/s"][0] > 0
 
 
-def test_prediction_compares_ways_to_wait(tmp_path: Path) -> None:
-    path = save_small_onnx(tmp_path / "small.onnx")
-    figures = table("benchmarks/prediction.py", str(path), "--busy", "1", "--rounds", "1")
+def test_prediction_compares_ways_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prediction, "SECONDS_OF_CALLS", 0.01)
+    prediction.compare_waiting(str(save_small_onnx(tmp_path / "small.onnx")), competitors=1, rounds=1)
+    figures = rows_of(capsys.readouterr().out)
     assert list(figures) == [
         f"small.onnx: {batch}, {state}, {way}"
         for batch in (1, 128)
         for state in ("quiet", "busy")
-        for way in WAITING.values()
+        for way in prediction.WAITING.values()
     ]
     assert all(rate > 0 for rates in figures.values() for rate in rates)
 
