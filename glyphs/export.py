@@ -15,10 +15,9 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -44,6 +43,9 @@ from glyphs.randomness import address
 from glyphs.text import first_line, one_line
 from glyphs.timing import Timing, time_networks
 from glyphs.training import checkpoint
+
+if TYPE_CHECKING:
+    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +243,7 @@ def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, A
     }
 
 
-def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
     """The model as ONNX, by the exporter that torch recommends (torch.export, then ONNX), checked by onnx.checker.
 
     Raises
@@ -249,6 +251,7 @@ def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> onnx.ModelProto:
     GlyphError : torch and onnxscript do not fit together, or the graph holds an operator that is not of the ONNX
         standard, so that not every runtime knows it.
     """
+
     try:
         program = torch.onnx.export(
             WithSoftmax(model),
@@ -277,8 +280,10 @@ def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> onnx.ModelProto:
     return finish(proto, metadata)
 
 
-def finish(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def finish(proto: "onnx.ModelProto", metadata: Mapping[str, str]) -> "onnx.ModelProto":
     """Put the metadata in, and check the model: by onnx.checker, with shape inference, and for standard operators."""
+    import onnx
+
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, dict(metadata))
     standard = ("", "ai.onnx")  # two names of one domain
@@ -448,13 +453,13 @@ def classify(network: Network, images: Bytes) -> NDArray[np.intp]:
     return np.concatenate([network(images[i : i + EVALUATION_BATCH]).argmax(axis=1) for i in starts])
 
 
-def quantise(plain: Path, calibration: Bytes) -> onnx.ModelProto:
+def quantise(plain: Path, calibration: Bytes) -> "onnx.ModelProto":
     """The ONNX file in 8-bit integers: static quantisation, weights by channel (arXiv 1712.05877).
 
     Standard operators again, QuantizeLinear and DequantizeLinear around each layer (QDQ), which runtimes turn into
     integer arithmetic.
     """
-    # Here, since only this needs it, and check_packages has seen that it is there.
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

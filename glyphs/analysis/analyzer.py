@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -315,6 +314,8 @@ def describe_onnx(path: Path) -> Description:
     CheckpointError : it is missing, damaged, not ours, of another format, refers to weights in other files, or declares
         a tensor beyond any network for glyphs.
     """
+    import onnx  # checkpoints are taken apart without it
+
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -355,6 +356,8 @@ def describe_onnx(path: Path) -> Description:
 
 def infer_shapes(proto: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in an ONNX graph for one image, where it can be known; unknown sizes count as 1."""
+    import onnx
+
     graph = onnx.ModelProto()
     graph.CopyFrom(proto)
     del graph.graph.value_info[:]  # they speak of N images
