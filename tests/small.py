@@ -24,6 +24,12 @@ from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
 NAMES = CLASS_NAMES["balanced"]
 
 
+def likeness(pictures: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+    """The mean correlation of pictures with others, pair by pair; both [N, 28, 28]."""
+    pairs = zip(pictures, others, strict=True)
+    return float(np.mean([np.corrcoef(picture.ravel(), other.ravel())[0, 1] for picture, other in pairs]))
+
+
 def save_small_checkpoint(path: Path) -> Path:
     """A light network with random weights, 47 classes."""
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from glyphs.model import EnhancedGlyphCNN
 from glyphs.pictures.glyph import preprocess
 from recipes.glyphs47 import to_picture
 from recipes.last_layer import MAKERS, add_stroke, features, fit, lean, make_pictures, paint_by_hand, teach
+from tests.small import likeness
 
 IMAGES = render_demo("test")[0][::37, 0].numpy()
 
@@ -27,15 +28,7 @@ def test_each_picture_made_knows_its_image() -> None:
     assert len(by) == len(sources)
     assert pixels.dtype == np.uint8
     assert 0.65 < np.mean(labels[sources] == 0) < 0.95  # digits are more frequent
-    alike = [
-        np.corrcoef(picture.ravel(), IMAGES[source].ravel())[0, 1]
-        for picture, source in zip(pixels, sources, strict=True)
-    ]
-    others = [
-        np.corrcoef(picture.ravel(), IMAGES[(source + 7) % 20].ravel())[0, 1]
-        for picture, source in zip(pixels, sources, strict=True)
-    ]
-    assert np.mean(alike) > np.mean(others) + 0.2
+    assert likeness(pixels, IMAGES[sources]) > likeness(pixels, IMAGES[(sources + 7) % 20]) + 0.2
 
 
 def test_targets_lean_to_the_digits_and_stay_probabilities() -> None:

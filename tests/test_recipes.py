@@ -20,6 +20,7 @@ from recipes.glyphs47 import (
     to_picture,
     view,
 )
+from tests.small import likeness
 
 IMAGES = render_demo("test")[0][::37, 0].numpy()
 
@@ -47,15 +48,7 @@ def test_each_picture_made_knows_its_image() -> None:
     pixels, sources = make_pictures(IMAGES[:20], np.random.default_rng(0))
     assert pixels.shape == (len(sources), 28, 28)
     assert pixels.dtype == np.uint8
-    alike = [
-        np.corrcoef(picture.ravel(), IMAGES[source].ravel())[0, 1]
-        for picture, source in zip(pixels, sources, strict=True)
-    ]
-    others = [
-        np.corrcoef(picture.ravel(), IMAGES[(source + 7) % 20].ravel())[0, 1]
-        for picture, source in zip(pixels, sources, strict=True)
-    ]
-    assert np.mean(alike) > np.mean(others) + 0.2
+    assert likeness(pixels, IMAGES[sources]) > likeness(pixels, IMAGES[(sources + 7) % 20]) + 0.2
 
 
 def test_views_of_a_picture_are_drawn_by_the_generator_alone() -> None:

@@ -14,14 +14,11 @@ picture of the empty form, beside the file; without either, a scan shows the who
 """
 
 import base64
-import concurrent.futures
 import html
 import io
-import itertools
 import json
 import math
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, DataError, PictureError
 from glyphs.files import replace_file, replacing, valid_utf8
-from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.predictor import GlyphPredictor, work_ahead
 from glyphs.inference.rows import SURE, FormReading, form_columns
 from glyphs.pictures.align import lay_over
 from glyphs.pictures.boxes import find_boxes
@@ -260,19 +256,8 @@ class FormReader:
 
     def stream(self, pictures: Iterable[tuple[str, Source | PictureError]]) -> Iterator[FormReading]:
         """Read any number of scans, in order and in constant memory, finding ink while the network computes."""
-        pictures = iter(pictures)
-        workers = max(1, usable_cpus() - 1)
-        pool = concurrent.futures.ThreadPoolExecutor(workers)
-        waiting: deque[concurrent.futures.Future[tuple[str, list[Page] | PictureError]]] = deque()
-        try:
-            while True:
-                for picture in itertools.islice(pictures, workers + 1 - len(waiting)):
-                    waiting.append(pool.submit(self.find_pages, *picture))
-                if not waiting:
-                    return
-                yield self.read(*waiting.popleft().result())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for file, pages in work_ahead(self.find_pages, pictures):
+            yield self.read(file, pages)
 
     def find_pages(self, name: str, picture: Source | PictureError) -> tuple[str, list[Page] | PictureError]:
         """The ink in each field of a scan, or why it cannot be read."""

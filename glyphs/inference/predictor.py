@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from glyphs.text import PRIORS, alphabet_of, first_line
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
+Result = TypeVar("Result")
 Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N, C]
 
 ONNX_FORMAT = "1"
@@ -271,19 +272,8 @@ class GlyphPredictor:
         self, pictures: Iterable[tuple[str | None, Source | PictureError]], top_k: int = 5
     ) -> Iterator[Reading]:
         """Read any number of pictures, as `stream` predicts them."""
-        pictures = iter(pictures)
-        workers = max(1, usable_cpus() - 1)
-        pool = concurrent.futures.ThreadPoolExecutor(workers)
-        waiting: deque[concurrent.futures.Future[tuple[str | None, Page | PictureError]]] = deque()
-        try:
-            while True:
-                for picture in itertools.islice(pictures, workers + 1 - len(waiting)):
-                    waiting.append(pool.submit(self.find_page, *picture))
-                if not waiting:
-                    return
-                yield self.read_page(*waiting.popleft().result(), top_k)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for file, page in work_ahead(self.find_page, pictures):
+            yield self.read_page(file, page, top_k)
 
     def find_page(self, name: str | None, picture: Source | PictureError) -> tuple[str | None, Page | PictureError]:
         """The lines of ink in a picture, or why it cannot be read."""
@@ -389,6 +379,23 @@ class GlyphPredictor:
         if confidence < self.min_confidence:
             return Prediction(file, "uncertain", None, confidence, candidates)
         return Prediction(file, "ok", label, confidence, candidates)
+
+
+def work_ahead(work: Callable[..., Result], pictures: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+    """What a function makes of each picture, in order and in constant memory, some threads being a little ahead."""
+    pictures = iter(pictures)
+    workers = max(1, usable_cpus() - 1)  # one core for the thread that runs the network
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    waiting: deque[concurrent.futures.Future[Result]] = deque()
+    try:
+        while True:
+            for picture in itertools.islice(pictures, workers + 1 - len(waiting)):
+                waiting.append(pool.submit(work, *picture))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def name_of(image: Source) -> str | None:

@@ -180,7 +180,7 @@ def straighten(grey: Floats, seen: Points, places: Points, size: tuple[int, int]
     # Pillow counts from a pixel's corner, as it samples at the pixels' middles.
     matrix = homography(places + 0.5, seen + 0.5)
     picture = Image.fromarray(grey)
-    terms = (matrix / matrix[2, 2]).ravel()[:8].tolist()
+    terms = matrix.ravel()[:8].tolist()
     paper = float(np.median(grey))
     straight = picture.transform(size, Image.Transform.PERSPECTIVE, terms, Image.Resampling.BILINEAR, fillcolor=paper)
     return np.asarray(straight)

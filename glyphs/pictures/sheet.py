@@ -1,6 +1,6 @@
 """Collection sheets: pages of boxes to write one's own characters into, which a photograph of them is cut by.
 
-    paginate -> Page.rectangles, drawn by glyphs.plots.plot_sheet -> pen, camera -> cut_sheet
+    paginate -> SheetPage.squares, rules, labels, drawn by glyphs.plots.plot_pages -> pen, camera -> cut_sheet
 
 A sheet says itself what stands in its rows: a strip of black and white cells at its foot, with a checksum.  Lengths
 are in millimetres from the top left corner of the paper, A4.
