@@ -46,7 +46,17 @@ def test_a_pattern_means_what_python_says(pattern: str, texts: list[str]) -> Non
 
 @pytest.mark.parametrize(
     ("pattern", "text"),
-    [("^ab$", "ab"), (r"a\$", "a$"), ("[]a]", "]"), (r"[\]a]+", "]a"), ("a{", "a{"), ("{}", "{}"), ("[/-]{2}", "/-")],
+    [
+        ("^ab$", "ab"),
+        (r"a\$", "a$"),
+        ("[]a]", "]"),
+        (r"[\]a]+", "]a"),
+        ("a{", "a{"),
+        ("{}", "{}"),
+        ("[/-]{2}", "/-"),
+        ("[[a]+", "[a"),
+        ("[--a]", "a"),
+    ],
 )
 def test_unusual_ways_to_write_are_understood(pattern: str, text: str) -> None:
     assert pattern_automaton(pattern).accepts(text)
