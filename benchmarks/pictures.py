@@ -25,13 +25,12 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from glyphs.arrays import Bytes, Floats
 from glyphs.data.idx import read_idx
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.text import PRIORS
 from glyphs.training.checkpoint import load_model
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 Rng = np.random.Generator
 
 BATCH = 256

@@ -22,14 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from glyphs.arrays import Bytes, Probabilities
 from glyphs.config import EXPORT_FORMATS, Config
 from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
 from glyphs.inference.predictor import (
     ONNX_FORMAT,
-    Bytes,
-    Floats,
     Network,
     load_onnx,
     load_pth,
@@ -329,9 +328,9 @@ def load_pt2(path: Path) -> tuple[Network, list[str], Mode]:
     extra: dict[str, Any] = {METADATA_FILE: ""}  # torch replaces the value
     module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
 
-    def network(images: Bytes) -> Floats:
+    def network(images: Bytes) -> Probabilities:
         with torch.inference_mode():
-            probabilities: Floats = module(as_floats(torch.from_numpy(images))).numpy()
+            probabilities: Probabilities = module(as_floats(torch.from_numpy(images))).numpy()
         return probabilities
 
     metadata = json.loads(extra[METADATA_FILE])

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Network = Callable[[NDArray[np.uint8]], Any]  # images [N, 1, 28, 28] -> anything that is there when it returns
+from glyphs.arrays import Bytes
 
 ROUNDS = 5
 ROUND_SECONDS = 0.2  # at least, of each network in each round
@@ -45,11 +44,15 @@ def unsteady(rows: Iterable[Mapping[str, Any]]) -> bool:
     return any(row["seconds_iqr"] > UNSTEADY * row["seconds"] for row in rows)
 
 
-def time_networks(networks: Sequence[Network], batch: int) -> list[Timing]:
+def time_networks(networks: Sequence[Callable[[Bytes], Any]], batch: int) -> list[Timing]:
     """Time each network on a batch of noise (the arithmetic does not depend on what images show), after a warm-up.
 
     torch.utils.benchmark repeats the call until a block is long enough to be timed; a network whose answer lies on the
     CPU, as those of glyphs.inference.predictor, has waited for its device by then.
+
+    Parameters
+    ----------
+    networks : from images, uint8 [N, 1, 28, 28], to anything that is there when they return.
     """
     # Else it says, where a CUDA toolkit is installed but no GPU, that it cannot compile for one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

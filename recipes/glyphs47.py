@@ -30,6 +30,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.pictures import list_pictures, make_picture, true_class
+from glyphs.arrays import Bytes, Floats
 from glyphs.data.augment import augment
 from glyphs.data.loaders import get_data_loaders
 from glyphs.model import EnhancedGlyphCNN, ViewAverage
@@ -37,8 +38,6 @@ from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
 from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 Rng = np.random.Generator
 
 IN_BATCH = {"emnist": 128, "made": 56, "photos": 44, "drawings": 18, "user_singles": 10}

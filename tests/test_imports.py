@@ -16,7 +16,7 @@ from tests.conftest import ROOT, run_python
 # From the bottom to the top; a room (a folder of the package) is one place.
 LAYERS = (
     ("errors",),
-    ("config", "files", "text", "cpus"),
+    ("config", "files", "text", "cpus", "arrays"),
     ("process", "progress"),
     ("distributed", "randomness"),
     ("devices", "timing", "convolutions"),
@@ -30,6 +30,8 @@ LAYERS = (
     ("commands",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+# A module's logger, a type variable, and what each script's arguments have alike.
+COMMON = {"log", "T", "build_parser", "parse", "check"}
 MODULES = sorted(path for path in (ROOT / "glyphs").rglob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 PACKAGE = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "glyphs")))
@@ -53,6 +55,18 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def defined(path: Path) -> set[str]:
+    """The names of what a module defines at its top level."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return names
+
+
 def siblings(path: Path) -> set[str]:
     """The rooms of the package, and the modules outside of rooms, that a file imports."""
     return {name.split(".")[1] for name in imported(path) if name.startswith("glyphs.")}
@@ -68,6 +82,8 @@ def test_finds_the_imports_that_it_judges() -> None:
     )
     assert "plots" in siblings(ROOT / "glyphs/evaluation/reports.py")
     assert "torchvision" in packages(ROOT / "glyphs/data/emnist.py")  # within a function
+    assert {"Floats", "Points"} <= defined(ROOT / "glyphs/arrays.py")
+    assert {"SMALL_SIDE", "MOST_ZOOM", "Box", "find_lines"} <= defined(ROOT / "glyphs/pictures/page.py")
 
 
 @PACKAGE
@@ -83,6 +99,14 @@ def test_no_two_modules_import_each_other() -> None:
 
 def test_no_two_modules_have_the_same_name() -> None:
     assert len({path.stem for path in MODULES}) == len(MODULES)
+
+
+def test_no_name_stands_for_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for name in defined(path) - COMMON:
+            places.setdefault(name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 @PACKAGE

@@ -21,7 +21,7 @@ from glyphs.pictures.sheet import (
     CODE_LEFT,
     CODE_TOP,
     LEFT,
-    MARKS,
+    MARK_PLACES,
     MOST_ROWS,
     PAPER,
     TOP,
@@ -67,7 +67,7 @@ def test_marks_are_found_however_the_page_is_turned(sheet: Path, turn: int) -> N
     marks = find_marks(grey)
     assert marks is not None
     scale = page.width / PAPER[0]
-    straight = straighten(grey, marks, np.array(MARKS) * scale - 0.5, page.size)
+    straight = straighten(grey, marks, np.array(MARK_PLACES) * scale - 0.5, page.size)
     assert np.abs(straight - to_grey(page)).mean() < 0.03
     assert np.quantile(np.abs(straight - to_grey(page)), 0.99) < 0.7
 

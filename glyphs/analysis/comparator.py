@@ -12,13 +12,13 @@ from torch import Tensor
 
 from glyphs.analysis.analyzer import ModelAnalyzer, measure
 from glyphs.analysis.comparison import COSTS, MEASURED, SPEEDS, STORED, Comparison, differences, pareto_front
+from glyphs.arrays import Probabilities
 from glyphs.config import Config
 from glyphs.data.protocols import Loader, run_model
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.evaluation.evaluator import as_bytes
 from glyphs.evaluation.metrics import Evaluation, metrics
 from glyphs.files import valid_utf8
-from glyphs.inference.predictor import Floats
 from glyphs.progress import progress
 from glyphs.timing import UNSTEADY_WORDS, unsteady
 
@@ -136,7 +136,7 @@ class ModelComparator:
         logits: dict[str, list[Tensor]] = {id: [] for id in chosen}
         labels = []
 
-        def answers(images: Tensor) -> list[Floats]:
+        def answers(images: Tensor) -> list[Probabilities]:
             pixels = as_bytes(images).numpy()  # what networks ask for, and what not every loader gives
             return [network(pixels) for network in chosen.values()]
 

@@ -122,7 +122,7 @@ def pareto_front(costs: Sequence[float | None], gains: Sequence[float | None]) -
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A quantity of the comparison: its key in a model's dict, how people read it, and whether more is better."""
 
     key: str
@@ -133,32 +133,32 @@ class Row:
 
 
 MEASURED = (
-    Row("accuracy", "accuracy, %", 100, 2, True),
-    Row("macro_accuracy", "macro accuracy, %", 100, 2, True),
-    Row("top5_accuracy", "top-5 accuracy, %", 100, 2, True),
-    Row("loss", "loss", 1, 3, False),
-    Row("ece", "calibration error (ECE)", 1, 3, False),
+    TableRow("accuracy", "accuracy, %", 100, 2, True),
+    TableRow("macro_accuracy", "macro accuracy, %", 100, 2, True),
+    TableRow("top5_accuracy", "top-5 accuracy, %", 100, 2, True),
+    TableRow("loss", "loss", 1, 3, False),
+    TableRow("ece", "calibration error (ECE)", 1, 3, False),
 )
 STORED = (
-    Row("val_accuracy", "validation accuracy, % (stored)", 100, 2, True),
-    Row("val_loss", "validation loss (stored)", 1, 3, False),
+    TableRow("val_accuracy", "validation accuracy, % (stored)", 100, 2, True),
+    TableRow("val_loss", "validation loss (stored)", 1, 3, False),
     *(
-        Row(f"test_{row.key}", f"test {row.label} (stored)", row.scale, row.decimals, row.more_is_better)
+        TableRow(f"test_{row.key}", f"test {row.label} (stored)", row.scale, row.decimals, row.more_is_better)
         for row in MEASURED
     ),
 )
 COSTS = (
-    Row("parameters", "parameters", 1, 0, False),
-    Row("disk_bytes", "file, MB", 1e-6, 2, False),
-    Row("memory_bytes", "weights in memory, MB", 1e-6, 2, False),
-    Row("multiply_adds", "multiply-adds, millions", 1e-6, 1, False),
+    TableRow("parameters", "parameters", 1, 0, False),
+    TableRow("disk_bytes", "file, MB", 1e-6, 2, False),
+    TableRow("memory_bytes", "weights in memory, MB", 1e-6, 2, False),
+    TableRow("multiply_adds", "multiply-adds, millions", 1e-6, 1, False),
 )
 SPEEDS = tuple(
     row
     for device, name in (("cpu", "CPU"), ("cuda", "CUDA"), ("mps", "MPS"))
     for row in (
-        Row(f"latency_{device}", f"latency of one image, {name}, ms", 1e3, 2, False),
-        Row(f"throughput_{device}", f"throughput, {name}, images/s", 1, 0, True),
+        TableRow(f"latency_{device}", f"latency of one image, {name}, ms", 1e3, 2, False),
+        TableRow(f"throughput_{device}", f"throughput, {name}, images/s", 1, 0, True),
     )
 )
 
@@ -180,14 +180,14 @@ class Comparison:
 
     models: list[dict[str, Any]]
     test: dict[str, Any] | None
-    rows: list[Row]
-    quality: Row | None
+    rows: list[TableRow]
+    quality: TableRow | None
     latency: str
     fronts: dict[str, list[bool]]
     differences: list[Difference]
     notes: list[str]
 
-    def best(self, row: Row) -> list[bool]:
+    def best(self, row: TableRow) -> list[bool]:
         """Which models have the best value of a row; none where all are equal or there is nothing to compare."""
         values = [model.get(row.key) for model in self.models]
         known = [value for value in values if value is not None]

@@ -9,7 +9,7 @@ from glyphs.commands.settings import Parser, add_settings, config_of, given_sett
 from glyphs.config import PREPROCESSING, Config
 from glyphs.text import ALPHABETS, PRIORS, alphabet_of
 
-TOP_K = 5
+SHOWN_CLASSES = 5
 DOUBTFUL = 0.8  # a field that is less probable is for a person to look at
 DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
 
@@ -60,7 +60,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     own.add_argument("--cut", type=Path, metavar="DIR", help=cut)
 
     answers = parser.add_argument_group("answers")
-    likeliest = f"likeliest classes (default: {TOP_K}; in a pipe none, but those that it asks for)"
+    likeliest = f"likeliest classes (default: {SHOWN_CLASSES}; in a pipe none, but those that it asks for)"
     answers.add_argument("--top-k", type=positive, metavar="N", help=likeliest)
     formats = "results to a .json, .csv, .jsonl, .parquet or, with --text, .hocr file"
     answers.add_argument("--output", type=Path, metavar="FILE", help=formats)
@@ -112,7 +112,7 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
     check(parser, arguments)
     # A pipe has columns for candidates only where they are asked for, and for single characters.
     arguments.columns = 0 if arguments.text else arguments.top_k or 0
-    arguments.top_k = arguments.top_k or TOP_K
+    arguments.top_k = arguments.top_k or SHOWN_CLASSES
     if arguments.min_confidence is None:
         arguments.min_confidence = DOUBTFUL if arguments.fields else 0.0
     given = given_settings(arguments)

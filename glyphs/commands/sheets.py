@@ -13,7 +13,7 @@ from glyphs.files import explain_write_error, valid_utf8
 from glyphs.inference.predictor import save_pixels
 from glyphs.pictures.decode import Source, open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
-from glyphs.pictures.sheet import COLUMNS, PAPER, RULE, RULE_GREY, classes_of, cut_sheet, paginate
+from glyphs.pictures.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, classes_of, cut_sheet, paginate
 from glyphs.process import say
 from glyphs.progress import line_above, progress
 from glyphs.text import one_line
@@ -32,7 +32,7 @@ def print_sheet(alphabet: str, path: Path) -> None:
         PrintedPage(page.squares(), page.rules(), page.labels(), HEADING.format(page.number, page.count))
         for page in pages
     ]
-    plot_pages(printed, PAPER, (RULE, RULE_GREY), path)
+    plot_pages(printed, PAPER, (RULE_WIDTH, RULE_GREY), path)
     classes = sum(len(page.names) for page in pages)
     say(f"{path}: pages: {len(pages)}; classes: {classes}, with {COLUMNS * pages[0].repeat} boxes each")
 

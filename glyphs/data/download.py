@@ -18,7 +18,7 @@ from glyphs.progress import progress
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20  # bytes
+BYTES_AT_ONCE = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without a byte until a connection counts as broken
 WAITS = (1.0, 4.0, 15.0, 60.0)  # seconds before each further try; what brought new bytes is not counted as one
 
@@ -95,7 +95,7 @@ def fetch_rest(url: str, part: Path, bar: Any) -> None:
         received = 0
         with file:
             file.seek(start)
-            while chunk := answer.read1(CHUNK):
+            while chunk := answer.read1(BYTES_AT_ONCE):
                 left = memoryview(chunk)
                 with explain_write_error(part):
                     while left:
@@ -114,7 +114,7 @@ def digest(path: Path) -> str:
     """The MD5 sum of a file, in hexadecimal digits."""
     sum = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(BYTES_AT_ONCE):
             sum.update(chunk)
     return sum.hexdigest()
 

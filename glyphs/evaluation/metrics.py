@@ -87,7 +87,7 @@ class Evaluation:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.labels))
 
 
-def merge(class_names: Sequence[str], groups: Sequence[str]) -> list[int]:
+def merge_classes(class_names: Sequence[str], groups: Sequence[str]) -> list[int]:
     """For each class the first class that is in a group with it, or itself.
 
     A letter that is no class of its own stands for its capital, which then means both.
@@ -120,7 +120,9 @@ def metrics(evaluation: Evaluation) -> dict[str, int | float]:
     labels = evaluation.labels
     correct = evaluation.predictions == labels
     cases = [a + a.lower() for a in string.ascii_uppercase]
-    alike, either_case = (torch.tensor(merge(evaluation.class_names, groups)) for groups in (LOOK_ALIKES, cases))
+    alike, either_case = (
+        torch.tensor(merge_classes(evaluation.class_names, groups)) for groups in (LOOK_ALIKES, cases)
+    )
     top = evaluation.logits.topk(min(TOP_K, len(evaluation.class_names)), dim=1).indices
     return {
         "n": len(labels),

@@ -84,7 +84,7 @@ def pattern_automaton(pattern: str, characters: Sequence[str] = ()) -> Automaton
             # That `[[` may begin a set within a set one day is not for whoever writes a pattern: here it never does.
             warnings.simplefilter("ignore", FutureWarning)
             re.compile(pattern)
-            node = Parser(pattern, {*PRINTABLE, *"".join(characters), *pattern}).parse()
+            node = PatternParser(pattern, {*PRINTABLE, *"".join(characters), *pattern}).parse()
         built = Positions()
         nullable, first, last = built.add(node)
     except (re.error, OverflowError) as error:
@@ -185,7 +185,7 @@ class Repeat:
 Node = One | Chain | Either | Repeat
 
 
-class Parser:
+class PatternParser:
     """Recursive descent over a pattern that `re` has accepted, which tells what each of its characters stands for."""
 
     def __init__(self, pattern: str, characters: set[str]) -> None:

@@ -27,14 +27,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from glyphs.arrays import Floats, Points
 from glyphs.errors import ConfigError, DataError, PictureError
 from glyphs.files import replace_file, replacing, valid_utf8
 from glyphs.inference.predictor import GlyphPredictor, work_ahead
-from glyphs.inference.rows import SURE, FormReading, form_columns
+from glyphs.inference.rows import SURE_STATUSES, FormReading, form_columns
 from glyphs.pictures.align import lay_over
 from glyphs.pictures.boxes import find_boxes
-from glyphs.pictures.decode import Floats, Source, open_picture, shrink_factor, to_grey
-from glyphs.pictures.marks import Points, clockwise, enclosed, find_marks, straighten
+from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
+from glyphs.pictures.marks import clockwise, enclosed, find_marks, straighten
 from glyphs.pictures.page import Box, Page, find_lines
 
 # By the name of a scan, the fields to look at: name, status, text, least probability.
@@ -43,7 +44,7 @@ Doubtful = dict[str, list[tuple[str, str, str | None, float | None]]]
 MARGIN, LEAST_MARGIN = 0.1, 4  # around a field, for its rules: share of its height, and pixels
 CROP_HEIGHT = 120  # pixels of a field on a review sheet, at most
 
-STYLE = """
+REVIEW_STYLE = """
 body { font: 16px/1.4 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 70em; padding: 0 1em }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: .5em .8em; border-bottom: 1px solid #ddd; vertical-align: middle }
@@ -281,7 +282,7 @@ class FormReader:
             field.name: predictor.read_page(None, page, top_k=1)
             for (field, predictor), page in zip(self.fields, pages, strict=True)
         }
-        doubtful = any(reading.status not in SURE for reading in readings.values())
+        doubtful = any(reading.status not in SURE_STATUSES for reading in readings.values())
         confidence = min((r.confidence for r in readings.values() if r.confidence is not None), default=None)
         return FormReading(file, "uncertain" if doubtful else "ok", confidence, readings)
 
@@ -294,7 +295,7 @@ def note_doubtful(row: Mapping[str, Any], doubtful: Doubtful) -> None:
     fields = [
         (name, field["status"], field["text"], field["confidence"])
         for name, field in row["fields"].items()
-        if field["status"] not in SURE
+        if field["status"] not in SURE_STATUSES
     ]
     if fields:
         doubtful[row["file"]] = fields
@@ -325,7 +326,8 @@ def write_review(
 
         title = f"{count:,} fields to look at, of {len(doubtful):,} scans"
         write(
-            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>{STYLE}</style>\n'
+            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
+            f"<style>{REVIEW_STYLE}</style>\n"
         )
         write(f"<h1>{title}</h1>\n<table>\n<tr><th>scan<th>field<th>what stands there<th>read as<th>probability\n")
         for name, picture in pictures:

@@ -6,18 +6,15 @@ that an automaton knows (see glyphs.inference.automaton).
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glyphs.arrays import Bytes, Floats, Probabilities
 from glyphs.inference.automaton import Automaton
-from glyphs.pictures.decode import Floats
 from glyphs.pictures.glyph import draw_ink
 from glyphs.pictures.page import Line, Page, Piece, merge, union
-
-Bytes = NDArray[np.uint8]
-Probabilities = NDArray[np.floating[Any]]
 
 # Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
 MOST_PIECES = 7  # of a character
@@ -37,7 +34,7 @@ LOOKALIKES, LOOKALIKE_SHARE = ("0Oo", "1IiLl", "2Zz", "5Ss", "6Gb", "8B", "9gq")
 
 # Marks; lengths are in heights of the line
 MARK = 0.5  # what is smaller both ways is a full stop or a comma, if it is off the middle of its neighbours
-DOT = 0.35  # what is smaller than this both ways is one in any case
+SURE_MARK = 0.35  # what is smaller than this both ways is one in any case
 COMMA, COMMA_WIDTH = 0.75, 0.3  # what is lower and narrower, and hangs from the feet of its neighbours, is a comma
 BESIDE = 6  # neighbours on either side
 DASH = 0.3  # what is lower than this and twice as wide is a dash
@@ -66,7 +63,7 @@ def is_mark(line: Line, place: int) -> bool:
     if any(other.part == piece.part for other in line.pieces[max(0, place - 1) : place + 2] if other is not piece):
         return False  # it was cut from something larger
     box = piece.box
-    if max(box.height, box.width) < DOT * height or (box.height < DASH * height and box.width > 2 * box.height):
+    if max(box.height, box.width) < SURE_MARK * height or (box.height < DASH * height and box.width > 2 * box.height):
         return True
     # Many neighbours, so that descenders do not lower their feet.
     beside = [*line.pieces[max(0, place - BESIDE) : place], *line.pieces[place + 1 : place + 1 + BESIDE]]

@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
-from glyphs.inference.rows import Answer, ResultFile, Row, json_row, read_json_lines
+from glyphs.inference.rows import AnswerKind, ResultFile, Row, json_row, read_json_lines
 
 ABOUT = "about.json"
 AT = "bytes"  # the output's length when the run began: what lies beyond was joined by a process that was killed
 
-Line = tuple[int, bytes]  # a place, and the row there
+PlacedRow = tuple[int, bytes]  # a place, and the row there
 
 
 def parts_folder(output: Path) -> Path:
@@ -57,7 +57,7 @@ class Parts:
         output: Path,
         about: Mapping[str, Any],
         *,
-        answer: Answer,
+        answer: AnswerKind,
         block: int,
         number: int,
         count: int,
@@ -86,7 +86,7 @@ class Parts:
         """The parts, in the order of their attempts; other files in the folder are nobody's."""
         return sorted(path for path in self.folder.glob("*.part") if re.fullmatch(r"\d+-\d+", path.stem))
 
-    def _begin(self, about: Mapping[str, Any], answer: Answer) -> None:
+    def _begin(self, about: Mapping[str, Any], answer: AnswerKind) -> None:
         """Make the folder, or check that it is of this run, and leave in the output what was there when it began."""
         path = self.folder / ABOUT
         if self.folder.exists() and not path.exists():
@@ -192,7 +192,7 @@ def open_to_read(path: Path) -> BinaryIO:
         ) from None
 
 
-def lines_of(part: Iterable[bytes]) -> Iterator[Line]:
+def lines_of(part: Iterable[bytes]) -> Iterator[PlacedRow]:
     """The rows of a part, and their places; what a process that was killed left of a line is passed over."""
     for line in part:
         place, _, row = line.partition(b"\t")

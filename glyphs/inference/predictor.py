@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from glyphs.arrays import Bytes, Floats, Probabilities
 from glyphs.config import Config
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, GlyphError, PictureError
@@ -36,10 +37,8 @@ from glyphs.pictures.glyph import SIDE, Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
 from glyphs.text import PRIORS, alphabet_of, first_line
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.floating[Any]]
 Result = TypeVar("Result")
-Network = Callable[[Bytes], Floats]  # images [N, 1, 28, 28] -> probabilities [N, C]
+Network = Callable[[Bytes], Probabilities]  # images [N, 1, 28, 28] -> probabilities [N, C]
 
 ONNX_FORMAT = "1"
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
@@ -310,20 +309,20 @@ class GlyphPredictor:
             uncertain = uncertain or not all(automaton.accepts(line.text) for line in lines)
         return Reading(file, "uncertain" if uncertain else "ok", confidence, lines, size=size, grid=page.grid)
 
-    def probabilities(self, images: Bytes) -> Floats:
+    def probabilities(self, images: Bytes) -> Probabilities:
         """Those of the alphabet's classes, float64 [N, C], for images of uint8 [N, 1, 28, 28], batch by batch."""
         starts = range(0, len(images), self.batch_size)
         batches = (images[start : start + self.batch_size] for start in starts)
         return np.concatenate([self.of_alphabet(self.network(batch)) for batch in batches])
 
-    def of_alphabet(self, probabilities: Floats) -> Floats:
+    def of_alphabet(self, probabilities: Probabilities) -> Probabilities:
         """A network's probabilities of all classes as those of the alphabet's with the prior, float64 [N, C]."""
         # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
         frequencies = [PRIORS[self.prior] if name.isdecimal() else 1.0 for name in self.class_names]
         chosen = probabilities[:, self.columns] * np.array(frequencies) + 1e-300
         if not np.isfinite(chosen).all():
             raise CheckpointError("the model's outputs are not finite: it is damaged")
-        shares: Floats = chosen / chosen.sum(axis=1, keepdims=True)
+        shares: Probabilities = chosen / chosen.sum(axis=1, keepdims=True)
         return shares
 
     def prepare_all(self, pictures: Sequence[tuple[str | None, Source | PictureError]]) -> list[Prepared]:
@@ -349,7 +348,7 @@ class GlyphPredictor:
         is the same to the last bit.
         """
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
-        shares: Floats = np.empty((0, len(self.columns)))
+        shares: Probabilities = np.empty((0, len(self.columns)))
         if seen:
             images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
             images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
@@ -357,7 +356,7 @@ class GlyphPredictor:
         return self.answers(part, shares, top_k)
 
     def answers(
-        self, part: Sequence[Prepared], shares: Floats, top_k: int
+        self, part: Sequence[Prepared], shares: Probabilities, top_k: int
     ) -> Iterator[tuple[Prediction, Bytes | None]]:
         """What these pictures show; `shares`, as of `of_alphabet`, float [N, C], has a row for each with pixels."""
         ranked = self.rank(shares, top_k)
@@ -367,7 +366,7 @@ class GlyphPredictor:
             else:
                 yield self.answer(file, next(ranked)), pixels
 
-    def rank(self, shares: Floats, top_k: int) -> Iterator[tuple[Candidate, ...]]:
+    def rank(self, shares: Probabilities, top_k: int) -> Iterator[tuple[Candidate, ...]]:
         """The likeliest classes of each row of probabilities over the alphabet, float [N, C]."""
         order = np.argsort(-shares, axis=1, kind="stable")[:, :top_k]
         ranked = np.take_along_axis(shares, order, axis=1).round(DECIMALS)
@@ -477,7 +476,7 @@ def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str 
         raise ConfigError(GPU_FORKED) from None
     process = os.getpid()
 
-    def network(images: Bytes) -> Floats:
+    def network(images: Bytes) -> Probabilities:
         nonlocal process
         if os.getpid() != process:
             if where.type != "cpu":
@@ -486,7 +485,7 @@ def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str 
             process = os.getpid()
         with torch.inference_mode(), explain_out_of_memory(len(images)):
             logits: torch.Tensor = classifier(as_floats(torch.from_numpy(images).to(where)))
-            probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
+            probabilities: Probabilities = logits.float().softmax(dim=1).cpu().numpy()
         return probabilities
 
     facts = {"settings": config.to_dict(), "metrics": content["metrics"]}
@@ -549,14 +548,14 @@ def load_onnx(path: Path, device: str) -> Loaded:
     process = os.getpid()
     on_gpu = session.get_providers()[0] != "CPUExecutionProvider"
 
-    def network(images: Bytes) -> Floats:
+    def network(images: Bytes) -> Probabilities:
         if on_gpu and os.getpid() != process:
             raise ConfigError(GPU_FORKED)
         try:
             [probabilities] = session.run(["probabilities"], {"images": onnx_input(images)})
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be run ({first_line(error)})") from None
-        result: Floats = probabilities
+        result: Probabilities = probabilities
         return result
 
     metadata = session.get_modelmeta().custom_metadata_map
@@ -567,7 +566,7 @@ def load_onnx(path: Path, device: str) -> Loaded:
     return Loaded(network, names, mode, {name: read_object(metadata.get(name)) for name in ("settings", "metrics")})
 
 
-def onnx_input(images: Bytes) -> NDArray[np.float32]:
+def onnx_input(images: Bytes) -> Floats:
     """Images, uint8 [N, 1, 28, 28], as an ONNX file asks for them: float32 in [0, 1]."""
     floats: NDArray[np.float32] = images.astype(np.float32) / np.float32(255)
     return floats

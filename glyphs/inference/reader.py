@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glyphs.arrays import Bytes, Probabilities
 from glyphs.errors import ConfigError, DataError
 from glyphs.inference.automaton import Automaton
 from glyphs.inference.lattice import (
     LEAST_PROBABILITY,
     LOOKALIKES,
-    Bytes,
     Choice,
-    Probabilities,
     best_path,
     candidates_of,
     choice_of,

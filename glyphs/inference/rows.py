@@ -182,7 +182,7 @@ class Reading:
         }
 
 
-SURE = ("ok", "no_glyph")  # what is left empty is no doubtful answer
+SURE_STATUSES = ("ok", "no_glyph")  # what is left empty is no doubtful answer
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ class FormReading:
 
 
 Row = Prediction | Reading | FormReading
-Answer = Literal["prediction", "text", "fields"]  # what a row has of its picture
-WHAT: dict[Answer, str] = {
+AnswerKind = Literal["prediction", "text", "fields"]  # what a row has of its picture
+WHAT: dict[AnswerKind, str] = {
     "prediction": "single characters (without --text)",
     "text": "texts (--text)",
     "fields": "forms (--fields)",
@@ -231,7 +231,7 @@ WHAT: dict[Answer, str] = {
 class RowKind(NamedTuple):
     """What rows hold: characters with so many likeliest classes, texts, or the named fields of forms."""
 
-    answer: Answer
+    answer: AnswerKind
     top_k: int = 0
     fields: tuple[str, ...] = ()
 
@@ -342,7 +342,7 @@ def write_json_lines(path: Path, kind: RowKind) -> Iterator[ResultFile]:
         yield results
 
 
-def read_json_lines(file: BinaryIO, path: Path, answer: Answer, results: ResultFile) -> int:
+def read_json_lines(file: BinaryIO, path: Path, answer: AnswerKind, results: ResultFile) -> int:
     """Note which rows of a kind an open file of JSON lines holds; returns where the last whole row ends.
 
     Raises
@@ -380,7 +380,7 @@ def write_parquet(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     line = pyarrow.struct({"text": texts, "box": box, "words": pyarrow.list_(word)})
     rows = pyarrow.list_(pyarrow.list_(texts))
     reading = pyarrow.struct({"status": texts, "text": texts, "confidence": numbers})
-    answers: dict[Answer, dict[str, Any]] = {
+    answers: dict[AnswerKind, dict[str, Any]] = {
         "prediction": {"prediction": texts, "confidence": numbers, "top_k": candidates},
         "text": {"text": texts, "confidence": numbers, "lines": pyarrow.list_(line), "table": rows},
         "fields": {"confidence": numbers, "fields": pyarrow.struct(dict.fromkeys(kind.fields, reading))},

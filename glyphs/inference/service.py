@@ -49,13 +49,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from glyphs.arrays import Bytes, Probabilities
 from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import pretrained_folder, replace_file
 from glyphs.inference.predictor import (
     CHUNK,
-    Bytes,
-    Floats,
     GlyphPredictor,
     Network,
     Prepared,
@@ -135,7 +134,7 @@ class Job:
 
 
 Answer = tuple[Prediction, NDArray[np.uint8] | None]
-Outcome = Floats | Exception  # of a network: probabilities [N, C], or what went wrong
+Outcome = Probabilities | Exception  # of a network: probabilities [N, C], or what went wrong
 
 
 class Work(NamedTuple):
@@ -187,9 +186,9 @@ class Engine:
         loop = get_running_loop()
         return await gather(*(loop.run_in_executor(self.readers, read, *picture) for picture in pictures))
 
-    def run(self, network: Network, images: Bytes) -> Floats:
+    def run(self, network: Network, images: Bytes) -> Probabilities:
         """A network's probabilities, for a thread that can wait for them."""
-        future: concurrent.futures.Future[Floats] = concurrent.futures.Future()
+        future: concurrent.futures.Future[Probabilities] = concurrent.futures.Future()
 
         def done(outcome: Outcome) -> None:
             if isinstance(outcome, Exception):
@@ -251,7 +250,7 @@ class Engine:
 
 
 Settled = tuple[Job, list[Answer] | Exception]
-NO_SHARES: Floats = np.empty((0, 0))
+NO_SHARES: Probabilities = np.empty((0, 0))
 
 
 def settle(results: Sequence[Settled]) -> None:

@@ -11,17 +11,18 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
-from glyphs.pictures.decode import Floats
+from glyphs.arrays import Floats, Points
 from glyphs.pictures.glyph import resize
-from glyphs.pictures.marks import Points, apply, homography, straighten
+from glyphs.pictures.marks import apply, homography, straighten
 from glyphs.pictures.page import page_ink
 
-SMALL, LARGE = 160, 800  # pixels of the form's longer side, while it is looked for and while tiles are matched
+# Pixels of the form's longer side, while it is looked for and while tiles are matched
+SEARCH_SIDE, TILING_SIDE = 160, 800
 ANGLES = np.arange(-4.5, 4.6, 1.5)  # degrees
 SIDES_ALIKE = 1.4  # a scan's width over height against the form's
 LEAST_ALIKE = 0.2  # correlation of a scan with its form
 TILE, REACHES = 49, (24, 10, 5)  # pixels; how far a tile is looked for, step by step
-LEAST_INK, LEAST_MATCH, FEWEST = 0.02, 0.6, 8  # of a tile that shows something; its correlation; such tiles
+LEAST_TILE_INK, LEAST_MATCH, FEWEST = 0.02, 0.6, 8  # of a tile that shows something; its correlation; such tiles
 LEAST_LEAD = 0.1  # of its correlation over that two pixels away and farther
 OUTLIER = 3.0  # middling errors, beyond which a tile was found in a wrong place
 
@@ -34,8 +35,8 @@ def lay_over(scan: Floats, form: Floats) -> tuple[Points, Points] | None:
     seen, places : x and y of the form's corners in the scan, and in the form, float [4, 2], in pixels from the
     pictures' corners; None where the scan does not show the form.
     """
-    small_scan, scan_scale = shrunken_ink(scan, SMALL)
-    small_form, form_scale = shrunken_ink(form, SMALL)
+    small_scan, scan_scale = shrunken_ink(scan, SEARCH_SIDE)
+    small_form, form_scale = shrunken_ink(form, SEARCH_SIDE)
     whole = corners_of(small_scan)
     best, places = LEAST_ALIKE, None
     for turn, angle in itertools.product(range(4), ANGLES):
@@ -49,8 +50,8 @@ def lay_over(scan: Floats, form: Floats) -> tuple[Points, Points] | None:
     if places is None:
         return None
     matrix = homography(places / form_scale, whole / scan_scale)
-    ink, scan_scale = shrunken_ink(scan, LARGE)
-    printed, form_scale = shrunken_ink(form, LARGE)
+    ink, scan_scale = shrunken_ink(scan, TILING_SIDE)
+    printed, form_scale = shrunken_ink(form, TILING_SIDE)
     corners = corners_of(printed)
     for reach in REACHES:
         seen = apply(matrix, corners / form_scale) * scan_scale
@@ -120,7 +121,7 @@ def match_tiles(form: Floats, laid: Floats, reach: int) -> tuple[Points, Points]
     tiles, offsets = [], []
     for y, x in itertools.product(*(range(half, length - half, half + 1) for length in form.shape)):
         tile = form[y - half : y + half + 1, x - half : x + half + 1]
-        if tile.std() < LEAST_INK:
+        if tile.std() < LEAST_TILE_INK:
             continue
         window = wide[y : y + TILE + 2 * reach, x : x + TILE + 2 * reach]
         alike = correlate(window, tile - tile.mean())[TILE - 1 : 1 - TILE, TILE - 1 : 1 - TILE] / TILE**2

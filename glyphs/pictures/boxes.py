@@ -3,16 +3,16 @@
 import numpy as np
 from scipy import ndimage
 
-from glyphs.pictures.decode import Floats
+from glyphs.arrays import Floats
 from glyphs.pictures.grid import straight_pieces
 from glyphs.pictures.page import FAINT, Box, page_ink, union
 
 # Shares of the page's shorter side
-STRAIGHT = 0.015  # a box's sides are at least so long
-LOWEST, HIGHEST = 0.012, 0.4  # a box's height
-NARROWEST = 0.012
+SHORTEST_RULE = 0.015  # a box's sides are at least so long
+LOWEST_BOX, HIGHEST_BOX = 0.012, 0.4  # a box's height
+NARROWEST_BOX = 0.012
 
-FILLED = 0.85  # of a box's outline: that much is paper
+EMPTY_BOX = 0.85  # of a box's outline: that much is paper
 PRINTED = 0.01  # of a box: more ink than this is print, as in a cell that holds a label
 NARROW = 1.6  # width over height of a box for one character
 LEVEL = 0.2  # of a box's height: neighbours in a row differ by so much
@@ -31,7 +31,7 @@ def find_boxes(grey: Floats) -> list[Box]:
     ink, floor = page_ink(grey)
     mask = ink > FAINT * floor
     shorter = min(grey.shape)
-    length = max(8, round(STRAIGHT * shorter))
+    length = max(8, round(SHORTEST_RULE * shorter))
     rules = straight_pieces(mask, length) | straight_pieces(mask.T, length).T
     labels, _ = ndimage.label(~ndimage.binary_dilation(rules, np.ones((3, 3))))
     boxes = []
@@ -41,9 +41,9 @@ def find_boxes(grey: Floats) -> list[Box]:
         cut = box.top == 0 or box.left == 0 or box.bottom == grey.shape[0] or box.right == grey.shape[1]
         if (
             not cut
-            and LOWEST * shorter <= box.height <= HIGHEST * shorter
-            and box.width >= NARROWEST * shorter
-            and inside.mean() > FILLED
+            and LOWEST_BOX * shorter <= box.height <= HIGHEST_BOX * shorter
+            and box.width >= NARROWEST_BOX * shorter
+            and inside.mean() > EMPTY_BOX
             and (mask[rows, columns] & inside).mean() < PRINTED
         ):
             boxes.append(box)

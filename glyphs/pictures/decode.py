@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from glyphs.arrays import Floats
 from glyphs.errors import PictureError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 else:
     Tensor = Any  # pictures are read without torch, too
 
-Floats: TypeAlias = NDArray[np.float32]
 Source: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any] | Tensor
 
 # Reading

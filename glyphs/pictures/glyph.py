@@ -11,18 +11,18 @@ import os
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from glyphs.arrays import Floats, Mask
 from glyphs.errors import PictureError
-from glyphs.pictures.decode import Floats, Source, open_picture, to_grey
+from glyphs.pictures.decode import Source, open_picture, to_grey
 
-Mask: TypeAlias = NDArray[np.bool_]
-Status = Literal["ok", "no_glyph", "several_glyphs"]
+GlyphStatus = Literal["ok", "no_glyph", "several_glyphs"]
 Mode = Literal["glyph", "plain"]
 
 VERSION = 3  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
@@ -76,19 +76,19 @@ INLIERS = 0.7  # share of the border that shows paper; ink may cross the rest
 # What is one glyph.  Where two figures are given, the bound lies between what was measured on 715 photographs and
 # drawings and 200 degraded EMNIST images on the one hand, and on noise, textures and words on the other.
 LEAST_CONTRAST = 0.05  # strongest ink as a share of the paper's brightness; glyphs: from 0.23
-LEAST_SIGNAL = 8.0  # strongest ink over the paper's noise; glyphs: from 18, noise: mostly below 8
+LEAST_OVER_NOISE = 8.0  # strongest ink over the paper's noise; glyphs: from 18, noise: mostly below 8
 MOST_CROSSINGS = 6  # strokes that reach the picture's edge; glyphs: up to 4, ruled paper: from 8
 MOST_RIPPLE = 0.09  # deviation of the paper over the strongest ink; glyphs: up to 0.061, noise: from 0.11
 MOST_PARTS = 8  # glyphs: up to 3, grains: from 12
 THICKEST = 0.33  # half the widest stroke over the glyph's size; glyphs: up to 0.25, a lamp's light: from 0.39
-WIDEST = 2.7  # width over height; glyphs: up to 2.6
-FAINT = 0.25  # of the strongest ink: the least that still belongs to a stroke
+WIDEST_GLYPH = 2.7  # width over height; glyphs: up to 2.6
+FAINT_STROKE = 0.25  # of the strongest ink: the least that still belongs to a stroke
 SURE = 0.5  # of the strongest ink: what each part must reach somewhere
-SPECK = 0.02  # area over the largest part's, below which a part is dirt
+DIRT = 0.02  # area over the largest part's, below which a part is dirt
 SMALL = 0.1  # likewise, below which a part must lie where a dot or a stroke's end may
 CUT = 0.3  # likewise, below which a part that the picture's edge cuts is a neighbour's
 LARGE = 0.15  # likewise, above which a part may be a character for itself
-DOT_REACH = 0.45  # how far off the dot of an i may lie, over the glyph's size
+FARTHEST_DOT = 0.45  # how far off the dot of an i may lie, over the glyph's size
 
 # Pillow warns of damaged EXIF data and the like: what can be read is read, what cannot is a PictureError.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -97,7 +97,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class Glyph(NamedTuple):
     """What was found in a picture: `pixels`, uint8 [28, 28], white on black, exactly where `status` is "ok"."""
 
-    status: Status
+    status: GlyphStatus
     pixels: NDArray[np.uint8] | None
 
 
@@ -196,12 +196,12 @@ def _find_glyph(grey: Floats) -> Glyph:
             return within
     ink, noise = _ink(page)
     peak = float(ink.max())
-    if peak < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
+    if peak < max(LEAST_CONTRAST, LEAST_OVER_NOISE * noise):
         return Glyph("no_glyph", None)
     ink = _without_rulings(ink, peak, noise)
     if float(ink.max()) < SURE * peak:  # there was nothing but lines
         return Glyph("no_glyph", None)
-    floor = max(FAINT * peak, 3 * noise)
+    floor = max(FAINT_STROKE * peak, 3 * noise)
     labels = ndimage.label(ink > floor, np.ones((3, 3)))[0]
     if _is_texture(ink, labels > 0, peak):
         return Glyph("no_glyph", None)
@@ -281,7 +281,7 @@ def _after_line(off: Floats, peak: float) -> int:
     if min(np.median(whole[:side]), np.median(whole[-side:])) <= LINE_LEVEL * peak:
         return 0
     weak = strength < WEAK_LINE * peak
-    apart = off[last + 1, side : width - side].max() < FAINT * peak
+    apart = off[last + 1, side : width - side].max() < FAINT_STROKE * peak
     return last + 1 if weak or apart else 0
 
 
@@ -378,7 +378,7 @@ def _is_texture(ink: Floats, dark: Mask, peak: float) -> bool:
     return bool(beside.size) and float(beside.std()) > MOST_RIPPLE * peak
 
 
-def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[Status, Mask]:
+def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[GlyphStatus, Mask]:
     """Which connected parts of the ink are the glyph: a status, and bool [H, W], of use where that is "ok".
 
     ink : float32 [H, W].  labels : int [H, W], the parts' numbers from 1, 0 for paper.
@@ -392,13 +392,13 @@ def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[
     stroke = area[main] / (2 * size)
 
     kept = np.isin(np.arange(1, len(area) + 1), labels[ink > SURE * peak])
-    kept &= area > SPECK * area[main]
+    kept &= area > DIRT * area[main]
     cut = (top == 0) | (left == 0) | (bottom == labels.shape[0]) | (right == labels.shape[1])
     kept &= ~cut | (area > CUT * area[main])
     # A small part is the dot above an i, a mark below, or the end of a broken stroke; elsewhere it is dirt.
     beside = np.maximum(np.maximum(left - right[main], left[main] - right), 0)
     distance = np.maximum(beside, np.maximum(top - bottom[main], top[main] - bottom))
-    dot = ((beside == 0) | (bottom <= top[main] + size / 3)) & (distance <= DOT_REACH * size)
+    dot = ((beside == 0) | (bottom <= top[main] + size / 3)) & (distance <= FARTHEST_DOT * size)
     kept &= (area > SMALL * area[main]) | (distance <= stroke) | dot
     kept[main] = True
     glyph = np.concatenate([[False], kept])[labels]
@@ -417,7 +417,7 @@ def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[
     shared_y = np.minimum.outer(b, b) - np.maximum.outer(t, t)
     abreast = shared_y > 0.3 * np.minimum.outer(b - t, b - t)
     apart = (shared_x < 0) | ((shared_x < 0.3 * np.minimum.outer(r - l, r - l)) & (wide > 1.2 * high))
-    joined_word = wide > WIDEST * high and area[main] < high * wide / 2  # a dash is as wide, but solid
+    joined_word = wide > WIDEST_GLYPH * high and area[main] < high * wide / 2  # a dash is as wide, but solid
     return ("several_glyphs" if (abreast & apart).any() or joined_word else "ok"), glyph
 
 

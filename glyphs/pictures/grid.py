@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Mask = NDArray[np.bool_]
-Points = NDArray[np.float64]
+from glyphs.arrays import Mask, Points
 
 # Lengths are shares of the page's shorter side
-SIDE = 0.3  # a grid is so high and so wide
-STRAIGHT = 0.04  # its rules are straight over such pieces
+SMALLEST_GRID = 0.3  # a grid is so high and so wide
+STRAIGHT_RULE = 0.04  # its rules are straight over such pieces
 STEEPEST, STEPS = 0.24, 7  # slope of its rules, of so many directions tried up to it
 
 LEAST_SIDE = 3  # rows and columns
 MOST_OFF = 0.3  # of a cell's side: how far a cell is off the lattice
 LEAST_FOUND = 0.5  # of a grid's cells: that many are found by their rules alone
-ALIKE = 0.4  # cells differ by so much in width and height
+CELLS_ALIKE = 0.4  # cells differ by so much in width and height
 OBLONG = 1.7  # the longer side of a cell that holds one character over the shorter
 LEAST_COVER = 0.15  # of the page: what a grid covers is what the picture shows
 
@@ -58,7 +57,7 @@ class Grid:
 
 def find_grid(ink: Mask) -> Grid | None:
     """The grid that a page shows, from its ink, bool [H, W]; None where there is none."""
-    least = SIDE * min(ink.shape)
+    least = SMALLEST_GRID * min(ink.shape)
     labels, _ = ndimage.label(ink, np.ones((3, 3)))
     places = [
         (rows.stop - rows.start, columns.stop - columns.start, number, (rows, columns))
@@ -66,7 +65,7 @@ def find_grid(ink: Mask) -> Grid | None:
     ]
     large = sorted(((h * w, number, place) for h, w, number, place in places if min(h, w) >= least), reverse=True)
     for _, number, place in large[:3]:
-        grid = lattice(labels[place] == number, max(8, round(STRAIGHT * min(ink.shape))))
+        grid = lattice(labels[place] == number, max(8, round(STRAIGHT_RULE * min(ink.shape))))
         if grid is None:
             continue
         across, upright = np.zeros_like(ink), np.zeros_like(ink)
@@ -93,7 +92,7 @@ def lattice(part: Mask, length: int) -> Grid | None:
         return None
     found = np.array(cells)
     usual = np.median(found[:, 2:], axis=0)
-    found = found[(np.abs(found[:, 2:] / usual - 1) < ALIKE).all(axis=1)]
+    found = found[(np.abs(found[:, 2:] / usual - 1) < CELLS_ALIKE).all(axis=1)]
     centres, places = number_cells(found[:, :2], usual)
     if len(places) < LEAST_SIDE**2:
         return None
@@ -156,7 +155,7 @@ def number_cells(centres: Points, usual: Points) -> tuple[Points, NDArray[np.int
             for (down, right), step in steps.items():
                 away = np.abs((centres - centres[at]) / usual - step).max(axis=1)
                 near = int(away.argmin())
-                if away[near] < ALIKE and near not in places:
+                if away[near] < CELLS_ALIKE and near not in places:
                     places[near] = (places[at][0] + down, places[at][1] + right)
                     left.discard(near)
                     queue.append(near)

@@ -14,19 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from glyphs.pictures.decode import Floats
+from glyphs.arrays import Floats, Mask, Points
 from glyphs.pictures.glyph import resize
 from glyphs.pictures.page import page_ink
 
-Points = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
 MODULES = 7  # a mark's side; its ring is one thick, or two, and what it encloses is three wide
 # Shares of a mark's area, and how far off a picture may be; sides are shares of the picture's shorter side
-RING, CORE, THICK_RING, TOLERANCE = 24 / 49, 9 / 49, 40 / 49, 0.1
+RING, CORE, THICK_RING, AREA_TOLERANCE = 24 / 49, 9 / 49, 40 / 49, 0.1
 SMALLEST, LARGEST = 0.012, 0.2
 OFF_CENTRE = 0.1  # of a mark's side: how far what it encloses is from its middle
-ALIKE = 3.0  # one mark's area over another's, at most
+MARKS_ALIKE = 3.0  # one mark's area over another's, at most
 ASLANT = 2.0  # one side of the page over the opposite one, at most
 LONGER_SIDE = 1200  # pixels that are enough to find them
 MOST_CANDIDATES = 6  # of each kind that are tried, the largest
@@ -86,7 +83,7 @@ def find_marks(grey: Floats) -> Points | None:
         for three in itertools.combinations(others, 3):
             areas = [mark.area for mark in (first, *three)]
             corners = clockwise(np.array([mark.place for mark in (first, *three)]))
-            if corners is None or max(areas) > ALIKE * min(areas) or (area := enclosed(corners)) <= best_area:
+            if corners is None or max(areas) > MARKS_ALIKE * min(areas) or (area := enclosed(corners)) <= best_area:
                 continue
             sides = np.linalg.norm(np.roll(corners, -1, axis=0) - corners, axis=1)
             if np.abs(np.log(sides[:2] / sides[2:])).max() <= np.log(ASLANT):
@@ -108,9 +105,9 @@ def examine(part: Mask, ink: Mask) -> tuple[bool, tuple[float, float], float] | 
     if within.sum() < 4:
         return None
     ring, core = part.sum() / area, (within & ink).sum() / area
-    if abs(ring - RING) < 1.5 * TOLERANCE and abs(core - CORE) < TOLERANCE:
+    if abs(ring - RING) < 1.5 * AREA_TOLERANCE and abs(core - CORE) < AREA_TOLERANCE:
         first, inside = False, within & ink
-    elif abs(ring - THICK_RING) < TOLERANCE and core < TOLERANCE / 4:
+    elif abs(ring - THICK_RING) < AREA_TOLERANCE and core < AREA_TOLERANCE / 4:
         first, inside = True, within
     else:
         return None

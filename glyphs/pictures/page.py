@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.pictures.decode import Floats
-from glyphs.pictures.glyph import Mask, resize
+from glyphs.arrays import Floats, Mask
+from glyphs.pictures.glyph import resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid
 
 # Working sizes, in pixels
@@ -67,8 +67,8 @@ MOST_ACROSS = (
 )
 LEAST_IN_CELL = 0.25  # of a cell's side: what is lower is dirt
 UNEVEN, SIDE_REMAINS = 0.2, 0.15  # of a cell's width: by how much cells differ; how wide its sides' remains are
-WIDE = 1.9  # a part that is wider than this has several joined letters
-JOINED = 0.4  # share of the parts' width in wide parts, from which a page is joined script
+JOINED_WIDTH = 1.9  # a part that is wider than this has several joined letters
+JOINED_SHARE = 0.4  # share of the parts' width in wide parts, from which a page is joined script
 
 
 class Box(NamedTuple):
@@ -450,7 +450,7 @@ def group_lines(parts: list[Piece]) -> list[Line]:
     low = [part for part in parts if part.box.height < TALL * usual]
     lines: list[list[Piece]] = []
     for part in tall:
-        overlaps = [overlap(part.box, line[-3:]) for line in lines]
+        overlaps = [shared_rows(part.box, line[-3:]) for line in lines]
         if overlaps and max(overlaps) >= SAME_LINE:
             lines[int(np.argmax(overlaps))].append(part)
         else:
@@ -469,7 +469,7 @@ def group_lines(parts: list[Piece]) -> list[Line]:
     ]
 
 
-def overlap(box: Box, neighbours: list[Piece]) -> float:
+def shared_rows(box: Box, neighbours: list[Piece]) -> float:
     """How much a box shares its rows with the last parts of a line, as a share of the lower of both."""
     top = float(np.median([part.box.top for part in neighbours]))
     bottom = float(np.median([part.box.bottom for part in neighbours]))
@@ -486,8 +486,8 @@ def distance(one: Box, other: Box) -> float:
 def is_joined(lines: list[Line]) -> bool:
     """Whether most of the ink is words of joined letters."""
     widths = np.array([part.box.width for line in lines for part in line.pieces], float)
-    wide = np.array([part.box.width > WIDE * line.height for line in lines for part in line.pieces])
-    return bool(widths.size) and float(widths[wide].sum()) > JOINED * float(widths.sum())
+    wide = np.array([part.box.width > JOINED_WIDTH * line.height for line in lines for part in line.pieces])
+    return bool(widths.size) and float(widths[wide].sum()) > JOINED_SHARE * float(widths.sum())
 
 
 def join_dots(parts: list[Piece], height: float) -> list[Piece]:

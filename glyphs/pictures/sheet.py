@@ -13,30 +13,27 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
+from glyphs.arrays import Floats, Mask
 from glyphs.errors import ConfigError, PictureError
-from glyphs.pictures.decode import Floats
 from glyphs.pictures.marks import Square, find_marks, mark_squares, straighten
 from glyphs.pictures.page import page_ink
 
-Mask = NDArray[np.bool_]
-
 PAPER = (210.0, 297.0)
-MARK = 12.0
-MARKS = ((15.0, 15.0), (195.0, 15.0), (195.0, 282.0), (15.0, 282.0))  # middles, clockwise from the top left
+MARK_SIDE = 12.0
+MARK_PLACES = ((15.0, 15.0), (195.0, 15.0), (195.0, 282.0), (15.0, 282.0))  # middles, clockwise from the top left
 LEFT, TOP = 26.0, 27.0  # of the first box; labels stand before it
 BOX, COLUMNS, MOST_ROWS = 14.5, 12, 16
-RULE, RULE_GREY = 0.4, 0.6  # of the boxes: thickness, and brightness
-CODE_LEFT, CODE_TOP, CELL = 30.0, 270.0, 1.5
+RULE_WIDTH, RULE_GREY = 0.4, 0.6  # of the boxes: thickness, and brightness
+CODE_LEFT, CODE_TOP, CODE_CELL = 30.0, 270.0, 1.5
 CODE_ROWS, CODE_COLUMNS = 10, 100
 FORMAT = 1  # of the code and of all lengths above
 
 CAPACITY = CODE_ROWS * CODE_COLUMNS // 8  # bytes
-HEAD, CHECKSUM = 4, 4  # bytes: the format, the page, how many there are, rows of each class; CRC-32 at the end
+CODE_HEAD, CHECKSUM = 4, 4  # bytes: the format, the page, how many there are, rows of each class; CRC-32 at the end
 COPIES = (3, 2, 1)  # of the code, as many as have room: together they bear a crease
-LONGEST_NAME = 40  # bytes of a class's name
+LONGEST_CLASS_NAME = 40  # bytes of a class's name
 SEPARATOR = "\n"
 
 SCALE = 10  # pixels of the straightened page for each millimetre
@@ -84,9 +81,13 @@ class SheetPage:
 
     def squares(self) -> list[Square]:
         """The marks and the code, to print in black and white, each over those before it."""
-        squares = [square for i, (x, y) in enumerate(MARKS) for square in mark_squares(x, y, MARK, first=i == 0)]
+        squares = [
+            square for i, (x, y) in enumerate(MARK_PLACES) for square in mark_squares(x, y, MARK_SIDE, first=i == 0)
+        ]
         cells = np.argwhere(self.code()).tolist()
-        return squares + [Square(CODE_LEFT + CELL * column, CODE_TOP + CELL * row, CELL, 0) for row, column in cells]
+        return squares + [
+            Square(CODE_LEFT + CODE_CELL * column, CODE_TOP + CODE_CELL * row, CODE_CELL, 0) for row, column in cells
+        ]
 
     def rules(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         """The lines between the boxes, from one point to another."""
@@ -125,8 +126,10 @@ def classes_of(alphabet: str) -> list[str]:
             raise ConfigError(
                 f"--alphabet: {name!r} can have no folder of its name; call it by a word, with spaces between classes"
             )
-        if len(name.encode()) > LONGEST_NAME:
-            raise ConfigError(f"--alphabet: {name!r} is too long for a class; name it by {LONGEST_NAME} bytes at most")
+        if len(name.encode()) > LONGEST_CLASS_NAME:
+            raise ConfigError(
+                f"--alphabet: {name!r} is too long for a class; name it by {LONGEST_CLASS_NAME} bytes at most"
+            )
     if not names:
         raise ConfigError("--alphabet: is empty; name at least one character")
     return list(dict.fromkeys(names))
@@ -140,7 +143,7 @@ def paginate(names: Sequence[str]) -> list[SheetPage]:
     pages: list[list[str]] = [[]]
     repeat = max(1, MOST_ROWS // len(names))
     for name in names:
-        longer = HEAD + CHECKSUM + len(SEPARATOR.join([*pages[-1], name]).encode())
+        longer = CODE_HEAD + CHECKSUM + len(SEPARATOR.join([*pages[-1], name]).encode())
         if len(pages[-1]) == MOST_ROWS // repeat or longer > CAPACITY:
             pages.append([])
         pages[-1].append(name)
@@ -168,7 +171,7 @@ def cut_sheet(grey: Floats, name: str) -> tuple[SheetPage, Iterator[Cut]]:
             "page, sharp, with all four marks in the picture"
         )
     size = (round(PAPER[0] * SCALE), round(PAPER[1] * SCALE))
-    straight = straighten(grey, marks, np.array(MARKS) * SCALE - 0.5, size)
+    straight = straighten(grey, marks, np.array(MARK_PLACES) * SCALE - 0.5, size)
     page = read_code(straight)
     if page is None:
         raise PictureError(
@@ -181,13 +184,13 @@ def cut_sheet(grey: Floats, name: str) -> tuple[SheetPage, Iterator[Cut]]:
 def read_code(straight: Floats) -> SheetPage | None:
     """What the strip at the foot of a straightened page says; None where it cannot be read."""
     margin = 5.0  # paper around the strip
-    rows = slice(round((CODE_TOP - margin) * SCALE), round((CODE_TOP + CELL * CODE_ROWS + margin) * SCALE))
+    rows = slice(round((CODE_TOP - margin) * SCALE), round((CODE_TOP + CODE_CELL * CODE_ROWS + margin) * SCALE))
     ink, _ = page_ink(straight[rows])
-    middles = ndimage.uniform_filter(ink, round(CELL * SCALE / 2))
-    down = margin + CELL * (np.arange(CODE_ROWS) + 0.5)
-    along = CODE_LEFT + CELL * (np.arange(CODE_COLUMNS) + 0.5)
+    middles = ndimage.uniform_filter(ink, round(CODE_CELL * SCALE / 2))
+    down = margin + CODE_CELL * (np.arange(CODE_ROWS) + 0.5)
+    along = CODE_LEFT + CODE_CELL * (np.arange(CODE_COLUMNS) + 0.5)
     # Paper that is not flat: the strip is a bow between the marks, up or down by so much in its middle.
-    bow = 1 - (2 * (along - MARKS[3][0]) / (MARKS[2][0] - MARKS[3][0]) - 1) ** 2
+    bow = 1 - (2 * (along - MARK_PLACES[3][0]) / (MARK_PLACES[2][0] - MARK_PLACES[3][0]) - 1) ** 2
     for bend in sorted(np.arange(-BOW, BOW + BOW_STEP, BOW_STEP), key=abs):
         y = np.rint((down[:, None] + bend * bow) * SCALE - 0.5).astype(int)
         x = np.rint(along * SCALE - 0.5).astype(int)
@@ -215,8 +218,8 @@ def decode(padded: bytes) -> SheetPage | None:
     """The page that a strip's bytes tell of, zeros after them; None where the checksum says that they are damaged."""
     for end in range(len(padded.rstrip(b"\0")), min(len(padded), len(padded.rstrip(b"\0")) + CHECKSUM) + 1):
         text, checksum = padded[: end - CHECKSUM], padded[end - CHECKSUM : end]  # a checksum may end in zeros, too
-        if len(text) > HEAD and text[0] == FORMAT and zlib.crc32(text).to_bytes(CHECKSUM, "big") == checksum:
-            return SheetPage(text[1], text[2], text[3], tuple(text[HEAD:].decode().split(SEPARATOR)))
+        if len(text) > CODE_HEAD and text[0] == FORMAT and zlib.crc32(text).to_bytes(CHECKSUM, "big") == checksum:
+            return SheetPage(text[1], text[2], text[3], tuple(text[CODE_HEAD:].decode().split(SEPARATOR)))
     return None
 
 
@@ -245,5 +248,5 @@ def find_rule(band: Floats, expected: float) -> int:
     """The row of the rule across a band of ink, float32 [H, w], near where it is expected; that place if none is."""
     first = round(expected - REACH * SCALE)
     level = np.quantile(band[first : round(expected + REACH * SCALE)], ALONG, axis=1)
-    level = ndimage.uniform_filter1d(level, round(2 * RULE * SCALE))
+    level = ndimage.uniform_filter1d(level, round(2 * RULE_WIDTH * SCALE))
     return first + int(level.argmax()) if level.max() > SEEN else round(expected)
