@@ -3,13 +3,15 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import filelock
 
 from glyphs.errors import GlyphError
+
+LOCK = ".lock"  # the file in a folder that says that a process holds it
 
 
 def pretrained_folder() -> Path:
@@ -76,28 +78,38 @@ def explain_write_error(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
+def claim_folder(
+    folder: Path, remedy: str = "choose another --output-dir", before_waiting: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Make the folder where it is missing, and keep other processes that claim it out while the context lasts.
 
     The lock is the operating system's and dies with its process, however that dies.
 
+    Parameters
+    ----------
+    remedy : what to do where the folder cannot be had.
+    before_waiting : called where another process holds the folder; this one then waits until it is free.
+
     Raises
     ------
-    GlyphError : the folder cannot be made or written to, or another process holds it.
+    GlyphError : the folder cannot be made or written to, or another process holds it and this one is not to wait.
     """
+    lock = filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise GlyphError(
-            f"{folder}: another run is writing to this folder; wait for it, or choose another --output-dir"
-        ) from None
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if before_waiting is None:
+                raise GlyphError(f"{folder}: another run is writing to this folder; wait for it, or {remedy}") from None
+            before_waiting()
+            lock.acquire()
     except OSError as error:
-        raise GlyphError(f"{folder}: cannot be written to ({error.strerror}); choose another --output-dir") from None
+        raise GlyphError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
     try:
-        replace_file(folder / ".lock.probe", b"")  # the lock file may be an old one, in a folder now read-only
-        (folder / ".lock.probe").unlink()
+        probe = folder / f"{LOCK}.probe"
+        replace_file(probe, b"")  # the lock file may be an old one, in a folder now read-only
+        probe.unlink()
         yield
     finally:
         lock.release()

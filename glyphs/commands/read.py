@@ -87,9 +87,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     else:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         rows = open_terminal(kind) if sys.stdout.isatty() else open_pipe(kind._replace(top_k=arguments.columns))
-    [model] = models_of(arguments)
-    predictor = make_predictor(model, arguments, config)
-    reader = FormReader(predictor, form) if form else predictor
+    predictor, reader = make_reader(arguments, config, form)
     images = images_of(arguments)
     folder = PictureFolder(arguments.batch) if arguments.batch else None
     doubtful: Doubtful = {}
@@ -170,6 +168,15 @@ def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -
     return predictor
 
 
+def make_reader(
+    arguments: argparse.Namespace, config: Config, form: Form | None
+) -> tuple[GlyphPredictor, GlyphPredictor | FormReader]:
+    """The one model that is asked for, and what reads with it: itself, or where there is a form, that form's reader."""
+    [model] = models_of(arguments)
+    predictor = make_predictor(model, arguments, config)
+    return predictor, FormReader(predictor, form) if form else predictor
+
+
 def shared(arguments: argparse.Namespace) -> bool:
     """Whether it is work that several processes can share."""
     return bool(arguments.batch and arguments.output and arguments.output.suffix.lower() == ".jsonl")
@@ -180,9 +187,8 @@ def read_together(
 ) -> int:
     """Read a folder as process `number` of `count`; process 0 joins what all have written, and talks."""
     form = read_form(arguments.fields) if arguments.fields else None
+    predictor, reader = make_reader(arguments, config, form)
     [model] = models_of(arguments)
-    predictor = make_predictor(model, arguments, config)
-    reader = FormReader(predictor, form) if form else predictor
     # What the rows follow from: parts of another run must not be taken for this one's.
     about = {
         "model": zlib.crc32(model.read_bytes()),

@@ -1,14 +1,11 @@
 """EMNIST: its classes, its files, and their download (arXiv 1702.05373)."""
 
-import contextlib
 import logging
 import string
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import filelock
 import torch
 from torch import Tensor
 
@@ -16,7 +13,7 @@ from glyphs.data.download import digest, download, only_if_used
 from glyphs.data.idx import read_idx
 from glyphs.distributed import in_turn
 from glyphs.errors import DataError
-from glyphs.files import explain_write_error, replace_file
+from glyphs.files import LOCK, claim_folder, explain_write_error, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -109,37 +106,17 @@ def download_emnist(data_dir: Path, split: str, part: Part) -> tuple[Path, Path]
     the other splits.  Of several programs that do this to one folder, one does it, and the others wait.
     """
     raw = data_dir / "EMNIST" / "raw"
-    with alone_in(raw):
+
+    def tell() -> None:
+        log.info(f"another program is fetching files into {raw}: waiting for it")
+
+    with only_if_used(raw / LOCK), claim_folder(raw, "check the folder and its space", before_waiting=tell):
         found = find_emnist(data_dir, split, part)  # which another program may have fetched meanwhile
         if found is None:
             fetch_split(raw, split)
             found = find_emnist(data_dir, split, part)
     assert found is not None
     return found
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make the folder where it is missing, and wait until no other program is within such a context for it.
-
-    Raises
-    ------
-    GlyphError : the folder cannot be made or written to.
-    """
-    path = folder / ".lock"
-    lock = filelock.FileLock(path)
-    with only_if_used(path):
-        with explain_write_error(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                log.info(f"another program is fetching files into {folder}: waiting for it")
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 def fetch_split(raw: Path, split: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from glyphs.arrays import Floats, Points
-from glyphs.pictures.glyph import resize
+from glyphs.pictures.glyph import rescale
 from glyphs.pictures.marks import apply, homography, straighten
 from glyphs.pictures.page import page_ink
 
@@ -67,8 +67,7 @@ def lay_over(scan: Floats, form: Floats) -> tuple[Points, Points] | None:
 def shrunken_ink(picture: Floats, side: int) -> tuple[Floats, float]:
     """The ink of a picture whose longer side has so many pixels, and its scale."""
     scale = side / max(picture.shape)
-    height, width = (round(length * scale) for length in picture.shape)
-    ink, _ = page_ink(resize(picture, width, height))
+    ink, _ = page_ink(rescale(picture, scale))
     return np.clip(ink, 0, 1), scale
 
 

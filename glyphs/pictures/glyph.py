@@ -183,7 +183,7 @@ def _find_glyph(grey: Floats) -> Glyph:
     """Find the one glyph of a picture, float32 [H, W], and draw it in EMNIST's form; or say why there is none."""
     height, width = grey.shape
     scale = min(1.0, PAGE_SIDE / max(height, width))
-    page = grey if scale == 1 else resize(grey, round(width * scale), round(height * scale))
+    page = rescale(grey, scale)
     rows, columns = _inside_lines(page)
     if (rows.stop - rows.start, columns.stop - columns.start) != page.shape:
         rows, columns = (slice(math.ceil(line.start / scale), int(line.stop / scale)) for line in (rows, columns))
@@ -309,7 +309,7 @@ def _ink(page: Floats) -> tuple[Floats, float]:
     page = page / np.maximum(light, DARKEST_PAPER)
     # What shade is left, with more detail: strokes are narrower than the closing, shadows are not.
     shrink = min(1.0, PAPER_SIDE / max(height, width))
-    small = page if shrink == 1 else resize(page, round(width * shrink), round(height * shrink))
+    small = rescale(page, shrink)
     reach = max(3, int(min(small.shape) * PAPER_REACH))
     paper = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(reach, reach)), reach / 6)
     paper = np.maximum(resize(paper, width, height), DARKEST_PAPER)
@@ -432,7 +432,7 @@ def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.
     margin = max(2, size // 8)
     crop = np.pad(ink, margin)[rows.start : rows.stop + 2 * margin, columns.start : columns.stop + 2 * margin]
     zoom = GLYPH_SIDE / size
-    crop = resize(np.ascontiguousarray(crop), round(crop.shape[1] * zoom), round(crop.shape[0] * zoom))
+    crop = rescale(crop, zoom)
     # A stroke ends where the ink is half as strong as along the middle of the stroke.
     strongest = ndimage.gaussian_filter(ndimage.maximum_filter(crop, GLYPH_SIDE // 4), GLYPH_SIDE / 16)
     share = np.pad(crop / np.maximum(strongest, floor), GLYPH_SIDE // 8)
@@ -473,6 +473,12 @@ def _box(mask: Mask) -> tuple[slice, slice]:
 def _border(grey: NDArray[Any], depth: int = 1) -> NDArray[Any]:
     sides = (grey[:depth], grey[-depth:], grey[depth:-depth, :depth], grey[depth:-depth, -depth:])
     return np.concatenate([side.reshape(-1, *grey.shape[2:]) for side in sides])
+
+
+def rescale(grey: Floats, scale: float) -> Floats:
+    """Enlarge or shrink a picture, float32 [H, W], by the same scale both ways."""
+    height, width = grey.shape
+    return grey if scale == 1 else resize(grey, round(width * scale), round(height * scale))
 
 
 def resize(grey: Floats, width: int, height: int) -> Floats:

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from glyphs.arrays import Floats, Mask, Points
-from glyphs.pictures.glyph import resize
+from glyphs.pictures.glyph import rescale
 from glyphs.pictures.page import page_ink
 
 MODULES = 7  # a mark's side; its ring is one thick, or two, and what it encloses is three wide
@@ -63,8 +63,7 @@ def find_marks(grey: Floats) -> Points | None:
     picture is turned; None where there are no four.
     """
     scale = min(1.0, LONGER_SIDE / max(grey.shape))
-    height, width = grey.shape
-    ink, floor = page_ink(grey if scale == 1 else resize(grey, round(width * scale), round(height * scale)))
+    ink, floor = page_ink(rescale(grey, scale))
     mask = ink > floor
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     shorter = min(mask.shape)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from glyphs.arrays import Floats, Mask
-from glyphs.pictures.glyph import resize
+from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid
 
 # Working sizes, in pixels
@@ -151,8 +151,7 @@ def find_lines(grey: Floats) -> Page:
     height, width = grey.shape
     zoom = max(SMALL_SIDE / min(height, width), LARGE_SIDE / max(height, width))
     zoom = min(max(1, math.ceil(zoom)), MOST_ZOOM)
-    page = grey if zoom == 1 else resize(grey, width * zoom, height * zoom)
-    ink, floor = page_ink(page)
+    ink, floor = page_ink(rescale(grey, zoom))
     mask = ink > floor
     if not mask.any():
         return Page(ink, floor, zoom, [], False)
@@ -191,7 +190,7 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
     # Strokes are narrower than the window, shadows and tables are not: they count as paper.
     shrink = PAPER_WINDOW / window
     height, width = page.shape
-    small = page if shrink == 1 else resize(page, round(width * shrink), round(height * shrink))
+    small = rescale(page, shrink)
     small = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(PAPER_WINDOW,) * 2), PAPER_WINDOW / 6)
     paper = small if shrink == 1 else resize(small, width, height)
     ink = np.asarray(1 - page / np.maximum(paper, 0.05), dtype=np.float32)
