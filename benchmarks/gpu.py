@@ -49,7 +49,7 @@ from glyphs.convolutions import WINOGRAD_FROM
 from glyphs.data.protocols import fetch_steps
 from glyphs.devices import autocast_dtype, choose_device, describe_device, limit_threads, use_deterministic_algorithms
 from glyphs.export import export_model
-from glyphs.inference.predictor import Network, load_onnx, load_pth
+from glyphs.inference.networks import Network, load_onnx, load_pth
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import run, say
 from glyphs.timing import time_networks

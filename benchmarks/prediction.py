@@ -40,8 +40,10 @@ from benchmarks.throughput import best_copy, best_matrix_product, competing
 from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.cpus import usable_cpus
 from glyphs.data.demo import render_demo
-from glyphs.inference.predictor import GlyphPredictor, Network, load_onnx, save_pixels
-from glyphs.inference.rows import RowKind, open_results
+from glyphs.inference.networks import Network, load_onnx
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.results import open_results, save_pixels
+from glyphs.inference.rows import RowKind
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import preprocess
 from glyphs.timing import time_networks

@@ -48,9 +48,10 @@ from glyphs.data.folder import INDEX, PIXELS, load_folders
 from glyphs.data.idx import read_idx
 from glyphs.errors import GlyphError
 from glyphs.export import export_model
-from glyphs.inference.predictor import load_onnx
+from glyphs.inference.networks import load_onnx
 from glyphs.inference.reader import read_words
-from glyphs.inference.rows import Prediction, RowKind, json_row, open_results
+from glyphs.inference.results import json_row, open_results
+from glyphs.inference.rows import Prediction, RowKind
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess

@@ -1,7 +1,7 @@
 """Exports that are proven before they are handed over: ONNX, ONNX in 8-bit integers, and programs of torch.export.
 
 Every export is written aside, read back, and run beside the checkpoint that it came from; only then does it get its
-name.  The form of ONNX files is described at `glyphs.inference.predictor.load_onnx`.
+name.  The form of ONNX files is described at `glyphs.inference.networks.load_onnx`.
 """
 
 import copy
@@ -27,14 +27,7 @@ from glyphs.config import EXPORT_FORMATS, Config
 from glyphs.data.protocols import Loader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.files import replacing
-from glyphs.inference.predictor import (
-    ONNX_FORMAT,
-    Network,
-    load_onnx,
-    load_pth,
-    onnx_input,
-    read_class_names,
-)
+from glyphs.inference.networks import ONNX_FORMAT, Network, load_onnx, load_pth, onnx_input, read_class_names
 from glyphs.inference.seal import seal
 from glyphs.model import Calibrated, as_floats
 from glyphs.pictures.glyph import Mode
@@ -229,7 +222,7 @@ def check_packages(format: str) -> None:
 
 
 def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of an export, each value a string; see `glyphs.inference.predictor.load_onnx`."""
+    """The metadata of an export, each value a string; see `glyphs.inference.networks.load_onnx`."""
     # What may change belongs to the machine that trained, such as its folders.
     settings = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata["may_change"]}
     return {

@@ -48,7 +48,7 @@ def time_networks(networks: Sequence[Callable[[Bytes], Any]], batch: int) -> lis
     """Time each network on a batch of noise (the arithmetic does not depend on what images show), after a warm-up.
 
     torch.utils.benchmark repeats the call until a block is long enough to be timed; a network whose answer lies on the
-    CPU, as those of glyphs.inference.predictor, has waited for its device by then.
+    CPU, as those of glyphs.inference.networks, has waited for its device by then.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from glyphs.config import EXPORT_FORMATS
 from glyphs.data.loaders import TensorLoader
 from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.export import Exported, choose_format, export_model, load_pt2
-from glyphs.inference.predictor import load_onnx
+from glyphs.inference.networks import load_onnx
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.timing import Timing
 from glyphs.training.checkpoint import load_model

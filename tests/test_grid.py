@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 import inference
 from glyphs.data.demo import font_folder
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.rows import RowKind, open_terminal
+from glyphs.inference.results import open_terminal
+from glyphs.inference.rows import RowKind
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.grid import cell_numbers, find_grid
 from glyphs.pictures.page import find_lines, read_cells

@@ -348,7 +348,7 @@ def test_the_default_model_is_named(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights in the box, the export first; a model of the last training, which may know fonts only, never."""
-    monkeypatch.setattr("glyphs.inference.predictor.pretrained_folder", lambda: tmp_path)
+    monkeypatch.setattr("glyphs.inference.networks.pretrained_folder", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     save_small_checkpoint(tmp_path / "outputs" / "best_model.pth")

@@ -20,7 +20,8 @@ from glyphs import devices
 from glyphs.cpus import usable_cpus
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.inference import predictor as predict
-from glyphs.inference.predictor import GlyphPredictor, relative_names
+from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.results import relative_names
 from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess

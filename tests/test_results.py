@@ -1,4 +1,4 @@
-"""glyphs.inference.rows: rows as files and as text."""
+"""glyphs.inference.results: rows as files and as text."""
 
 import csv
 import json
@@ -8,19 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.inference import rows as rows_module
-from glyphs.inference.rows import (
-    Candidate,
-    Character,
-    Prediction,
-    Reading,
-    RowKind,
-    TextLine,
-    Word,
-    open_pipe,
-    open_results,
-    open_terminal,
-)
+from glyphs.inference import results as results_module
+from glyphs.inference.results import open_pipe, open_results, open_terminal
+from glyphs.inference.rows import Candidate, Character, Prediction, Reading, RowKind, TextLine, Word
 from tests.conftest import refused
 
 SURE = Prediction("a.png", "ok", "A", 0.75, (Candidate("A", 0.75), Candidate("4", 0.25)))
@@ -180,7 +170,7 @@ def test_the_summary_counts_each_status(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS])
 def test_parquet_has_the_rows_of_json(tmp_path: Path, rows: list[Prediction], monkeypatch: pytest.MonkeyPatch) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(rows_module, "ROW_GROUP", 2)
+    monkeypatch.setattr(results_module, "ROW_GROUP", 2)
     write(tmp_path / "r.parquet", rows)
     table = parquet.read_table(tmp_path / "r.parquet")
     assert table.to_pylist() == [row.to_dict() for row in rows]

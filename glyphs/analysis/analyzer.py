@@ -28,7 +28,7 @@ from glyphs.devices import describe_device
 from glyphs.errors import CheckpointError
 from glyphs.export import Exported, export_model
 from glyphs.files import replace_file, valid_utf8
-from glyphs.inference.predictor import Network, load_onnx, load_pth, read_class_names, read_object
+from glyphs.inference.networks import Network, load_onnx, load_pth, read_class_names, read_object
 from glyphs.inference.seal import check_seal
 from glyphs.model import Calibrated
 from glyphs.text import first_line, one_line, table

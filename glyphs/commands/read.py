@@ -28,20 +28,21 @@ from glyphs.inference.forms import (
     write_form,
     write_review,
 )
+from glyphs.inference.networks import default_model
 from glyphs.inference.parts import Parts, parts_folder
-from glyphs.inference.predictor import GlyphPredictor, default_model, relative_names, save_pixels
+from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import read_words
-from glyphs.inference.rows import (
+from glyphs.inference.results import (
     STDIN,
-    FormReading,
     ResultFile,
-    Row,
-    RowKind,
     open_pipe,
     open_results,
     open_terminal,
+    relative_names,
+    save_pixels,
     save_table,
 )
+from glyphs.inference.rows import FormReading, Row, RowKind
 from glyphs.pictures.decode import Source, open_picture
 from glyphs.pictures.find import PictureFolder
 from glyphs.process import Interrupted, launched, say

@@ -10,7 +10,7 @@ import numpy as np
 
 from glyphs.errors import ConfigError, DataError, PictureError
 from glyphs.files import explain_write_error, valid_utf8
-from glyphs.inference.predictor import save_pixels
+from glyphs.inference.results import save_pixels
 from glyphs.pictures.decode import Source, open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, classes_of, cut_sheet, paginate

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 from glyphs.errors import ConfigError, DataError
 from glyphs.files import explain_write_error, replace_file, valid_utf8
-from glyphs.inference.rows import AnswerKind, ResultFile, Row, json_row, read_json_lines
+from glyphs.inference.results import ResultFile, json_row, read_json_lines
+from glyphs.inference.rows import AnswerKind, Row
 
 ABOUT = "about.json"
 AT = "bytes"  # the output's length when the run began: what lies beyond was joined by a process that was killed

@@ -53,15 +53,10 @@ from glyphs.arrays import Bytes, Probabilities
 from glyphs.cpus import usable_cpus
 from glyphs.errors import ConfigError, PictureError
 from glyphs.files import pretrained_folder, replace_file
-from glyphs.inference.predictor import (
-    CHUNK,
-    GlyphPredictor,
-    Network,
-    Prepared,
-    describe_training,
-    relative_names,
-)
-from glyphs.inference.rows import Prediction, Reading, json_row
+from glyphs.inference.networks import Network, describe_training
+from glyphs.inference.predictor import CHUNK, GlyphPredictor, Prepared
+from glyphs.inference.results import json_row, relative_names
+from glyphs.inference.rows import Prediction, Reading
 from glyphs.pictures.decode import MAX_PIXELS, open_picture
 from glyphs.process import SIGNALS
 from glyphs.text import one_line
