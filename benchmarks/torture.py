@@ -57,8 +57,7 @@ from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.page import find_lines
 from glyphs.randomness import address
-from glyphs.training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

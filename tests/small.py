@@ -18,8 +18,8 @@ from glyphs.data.emnist import CLASS_NAMES
 from glyphs.data.loaders import Augmentation, TensorLoader
 from glyphs.data.protocols import Batch
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import load_checkpoint, save_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, save_checkpoint
+from glyphs.training.trainer import Trainer
 
 NAMES = CLASS_NAMES["balanced"]
 

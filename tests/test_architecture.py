@@ -21,8 +21,8 @@ from glyphs.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.model import Calibrated
 from glyphs.training.architecture import make_model
-from glyphs.training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, save_checkpoint
+from glyphs.training.trainer import Trainer
 from tests.conftest import refused, write_emnist
 from tests.small import draw_glyph, save_small_checkpoint
 

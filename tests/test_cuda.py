@@ -43,10 +43,10 @@ from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.process import Interrupted
 from glyphs.randomness import seed_everything
 from glyphs.training import trainer as trainer_module
-from glyphs.training.checkpoint import load_checkpoint, load_model
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
+from glyphs.training.trainer import Trainer, make_optimizer
 from tests.conftest import finish, refused, torchrun, write_emnist
 from tests.small import Frozen, StopAt, distance, make_images
 

@@ -29,8 +29,8 @@ from glyphs.evaluation.metrics import Evaluation
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.process import Interrupted
 from glyphs.randomness import seed_everything
-from glyphs.training.checkpoint import load_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.training.trainer import Trainer
 from tests.conftest import ROOT, finish, refused, torchrun
 from tests.small import CLASSES, Frozen, StopAt, distance, make_images
 

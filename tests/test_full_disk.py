@@ -15,8 +15,8 @@ from glyphs.data.folder import INDEX, PIXELS, SKIPPED, load_folders
 from glyphs.errors import GlyphError
 from glyphs.export import export_model
 from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import load_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.training.trainer import Trainer
 from tests.conftest import Disk, refused
 from tests.small import CLASSES, draw_glyph, make_config, make_loaders, save_small_onnx
 

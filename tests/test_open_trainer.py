@@ -15,8 +15,8 @@ from glyphs.data.loaders import TensorLoader
 from glyphs.errors import ConfigError
 from glyphs.randomness import seed_everything
 from glyphs.training.callbacks import Callback, Run
-from glyphs.training.checkpoint import load_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.training.trainer import Trainer
 from tests.small import CLASSES, all_state, assert_identical, make_config, make_images, make_loaders
 
 

@@ -25,11 +25,12 @@ from glyphs.process import Interrupted
 from glyphs.randomness import seed_everything
 from glyphs.training import trainer as trainer_module
 from glyphs.training.callbacks import Callback, Run
-from glyphs.training.checkpoint import load_checkpoint
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
 from glyphs.training.schedule import cosine_with_warmup
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, StepStats, Trainer, make_optimizer
+from glyphs.training.step_stats import StepStats
+from glyphs.training.trainer import Trainer, make_optimizer
 from tests.small import CLASSES, StopAt, all_state, assert_identical, make_config, make_images, make_loaders
 
 

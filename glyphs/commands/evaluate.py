@@ -14,8 +14,7 @@ from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.reports import write_reports
 from glyphs.model import ViewAverage
 from glyphs.process import say
-from glyphs.training.checkpoint import require_classes
-from glyphs.training.trainer import BEST_MODEL
+from glyphs.training.checkpoint import BEST_MODEL, require_classes
 
 
 def evaluation_config(path: Path, trained_with: Config, given: dict[str, Any]) -> Config:

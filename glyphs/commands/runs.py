@@ -7,8 +7,7 @@ from pathlib import Path
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.files import explain_write_error
 from glyphs.process import say
-from glyphs.training.checkpoint import load_checkpoint
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, is_finished
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, is_finished, load_checkpoint
 
 # What a run writes besides its checkpoints and config.json; --overwrite takes them out of the way of the new run.
 REPORTS = (

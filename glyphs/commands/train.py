@@ -31,10 +31,10 @@ from glyphs.files import claim_folder
 from glyphs.process import say
 from glyphs.randomness import address, seed_everything
 from glyphs.training.architecture import make_model, require_arch
-from glyphs.training.checkpoint import load_checkpoint, load_model, start_from
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
-from glyphs.training.trainer import BEST_MODEL, LATEST_CHECKPOINT, Trainer, make_optimizer
+from glyphs.training.trainer import Trainer, make_optimizer
 
 FAR = 10  # times: a learning rate that much above or below the one set is worth a word
 # What evaluation needs besides training; that one is missing should be known before the training.

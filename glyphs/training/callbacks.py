@@ -42,9 +42,7 @@ class Run(Protocol):
     epoch: int  # epochs complete
     step: int  # steps done of the epoch under way
     num_steps: int  # of an epoch
-    own_stats: (
-        Tensor  # float64 [num_steps, 4], a `StepStats` for each step of the epoch; to read it waits for the device
-    )
+    own_stats: Tensor  # float [num_steps, 4], a `StepStats` for each step of the epoch, on the device
     history: list[dict[str, float]]
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from glyphs.training.architecture import make_model, require_arch
 
 FORMAT_VERSION = 1
 FOLDER = 0x10  # of a zip archive's attributes
+BEST_MODEL = "best_model.pth"
+LATEST_CHECKPOINT = "latest_checkpoint.pth"
 MAX_CLASSES = 100_000  # more than any script has characters; a file that declares more is damaged or hostile
 
 
@@ -107,6 +109,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not 1 <= len(names) <= MAX_CLASSES or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: is damaged (its class names are not 1 to {MAX_CLASSES:,} strings)")
     return content
+
+
+def training_state(
+    checkpoint: Mapping[str, Any], class_names: Sequence[str], num_steps: int, fingerprint: int | None
+) -> dict[str, Any]:
+    """What a loaded checkpoint holds for a resumed run on these data.  Raises CheckpointError where it is of others."""
+    training: dict[str, Any] | None = checkpoint.get("training")
+    if training is None:
+        raise CheckpointError(f"the checkpoint holds weights only; resume from a {LATEST_CHECKPOINT}")
+    if checkpoint["class_names"] != class_names:
+        raise CheckpointError("the checkpoint's classes are not those of the data; give it the data that it began with")
+    if (training["num_steps"], training["fingerprint"]) != (num_steps, fingerprint):
+        raise CheckpointError(
+            "the training images are not those that the run began with; give it the same data again, or start a new "
+            "run with another --output-dir"
+        )
+    return training
+
+
+def is_finished(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the run of a loaded latest_checkpoint.pth had come to its end."""
+    training, config = checkpoint["training"], checkpoint["config"]
+    stopped_early = training["early_stopping"]["epochs_without_gain"] >= config["early_stopping_patience"]
+    return bool(training["epoch"] >= config["num_epochs"] or stopped_early)
 
 
 def build_model(

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,16 +43,15 @@ from glyphs.model import as_floats
 from glyphs.process import Interrupted
 from glyphs.progress import progress
 from glyphs.randomness import address, seed_everything
+from glyphs.text import first_line
 from glyphs.training.callbacks import Callback, EpochLine, HistoryFile, ProgressBar, SignalWatch, TensorBoard
-from glyphs.training.checkpoint import save_checkpoint
+from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, save_checkpoint, training_state
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
 from glyphs.training.schedule import make_scheduler
+from glyphs.training.step_stats import StepStats
 
 MAX_GRADIENT_NORM = 1.0
-
-BEST_MODEL = "best_model.pth"
-LATEST_CHECKPOINT = "latest_checkpoint.pth"
 
 Metric = Callable[[Tensor, Tensor], float | Tensor]  # logits float32 [N, C], labels int64 [N] -> a number
 
@@ -70,22 +69,6 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
         lr=config.learning_rate,
         fused=True,
     )
-
-
-def is_finished(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether the run of a loaded latest_checkpoint.pth had come to its end."""
-    training, config = checkpoint["training"], checkpoint["config"]
-    stopped_early = training["early_stopping"]["epochs_without_gain"] >= config["early_stopping_patience"]
-    return bool(training["epoch"] >= config["num_epochs"] or stopped_early)
-
-
-class StepStats(NamedTuple):
-    """What happened at one step, or, as float64 [steps], at many."""
-
-    loss: Tensor  # the mean over the step's images
-    correct: Tensor  # right answers
-    images: Tensor
-    gradient_norm: Tensor  # before it was clipped
 
 
 class Trainer:
@@ -332,7 +315,7 @@ class Trainer:
         rate = self.learning_rate  # as good as the last step's
         validation = self.validate()
         val_loss, val_accuracy = validation["val_loss"], validation["val_accuracy"]
-        loss, accuracy, images = self._summarise_steps()
+        loss, accuracy, images = self.step_stats().summary()
         row = {
             "epoch": self.epoch + 1,
             "train_loss": loss,
@@ -437,18 +420,7 @@ class Trainer:
         ------
         CheckpointError : it holds no training state, or comes from other data, classes or another architecture.
         """
-        training = checkpoint.get("training")
-        if training is None:
-            raise CheckpointError(f"the checkpoint holds weights only; resume from a {LATEST_CHECKPOINT}")
-        if checkpoint["class_names"] != self.class_names:
-            raise CheckpointError(
-                "the checkpoint's classes are not those of the data; give it the data that it began with"
-            )
-        if (training["num_steps"], training["fingerprint"]) != (self.num_steps, self._fingerprint):
-            raise CheckpointError(
-                "the training images are not those that the run began with; give it the same data again, or start "
-                "a new run with another --output-dir"
-            )
+        training = training_state(checkpoint, self.class_names, self.num_steps, self._fingerprint)
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(training["optimizer"])
@@ -457,8 +429,8 @@ class Trainer:
                 self.scaler.load_state_dict(training["scaler"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint is of another architecture ({str(error).splitlines()[0]}); resume with the settings "
-                "that it began with"
+                f"the checkpoint is of another architecture ({first_line(error)}); resume with the settings that it "
+                "began with"
             ) from None
         self.early_stopping.load_state_dict(training["early_stopping"])
         self.epoch, self.step = training["epoch"], training["step"]
@@ -477,21 +449,11 @@ class Trainer:
         """What happened at the steps done of this epoch, over all processes, which must call this together."""
         return StepStats(*total(self.own_stats[: self.step].cpu().double()).unbind(1))
 
-    def _summarise_steps(self) -> tuple[float, float, int]:
-        """Mean loss, accuracy and number of images over the steps done of this epoch."""
-        stats = self.step_stats()
-        images = stats.images.sum()
-        return float((stats.loss * stats.images).sum() / images), float(stats.correct.sum() / images), int(images)
-
     def _check_finite(self) -> None:
         stats = self.step_stats()
-        bad = ~stats.loss.isfinite()
-        # With a gradient scaler (float16), a gradient that overflows is expected: it skips that step.
-        if not self.scaler.is_enabled():
-            bad |= ~stats.gradient_norm.isfinite()
-        if not bad.any():
+        step = stats.first_bad(is_scaled=self.scaler.is_enabled())
+        if step is None:
             return
-        step = int(bad.nonzero()[0])
         rate = self.learning_rate
         if isinstance(self.scheduler, LambdaLR):
             done = self.epoch * self.num_steps + step
@@ -504,7 +466,7 @@ class Trainer:
 
     def _report(self) -> None:
         self._check_finite()
-        loss, accuracy, images = self._summarise_steps()
+        loss, accuracy, images = self.step_stats().summary()
         so_far = {
             "loss": loss,
             "accuracy": accuracy,
