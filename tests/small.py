@@ -1,6 +1,8 @@
 """Models, pictures and trainings small enough for quick tests, and how two trainings are compared."""
 
 import json
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,15 @@ def draw_glyph(number: int = 0) -> Image.Image:
     picture = Image.new("L", (80, 80), 255)
     ImageDraw.Draw(picture).line(corners, fill=0, width=6)
     return picture
+
+
+def declared_png(width: int, height: int) -> bytes:
+    """A PNG file that declares a size, and holds almost nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content
 
 
 CLASSES = ["a", "b", "c"]  # of `make_images`

@@ -6,10 +6,8 @@ import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from glyphs.pictures.glyph import preprocess
 from glyphs.process import Interrupted
 from glyphs.training.checkpoint import save_checkpoint
 from tests.conftest import ROOT, refused, run_python
-from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
+from tests.small import declared_png, draw_glyph, save_small_checkpoint, save_small_onnx
 
 
 @pytest.fixture(scope="module")
@@ -166,22 +164,13 @@ def test_an_interrupted_jsonl_run_goes_on(
     assert "8 pictures: 6 ok" in error
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG file that declares a size, and holds almost nothing."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
-
-
 def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     draw_glyph().save(folder / "a.png")
     draw_glyph().save(folder / "z.png")
     whole = (folder / "a.png").read_bytes()
-    (folder / "bomb.png").write_bytes(png(50_000, 50_000))
+    (folder / "bomb.png").write_bytes(declared_png(50_000, 50_000))
     (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.png").touch()

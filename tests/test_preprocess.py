@@ -3,7 +3,6 @@
 import io
 import os
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from glyphs.data.idx import read_idx
 from glyphs.errors import GlyphError, PictureError
 from glyphs.pictures.decode import MAX_PIXELS, Source, open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess
+from tests.small import declared_png
 
 DATA_DIR = os.environ.get("GLYPH_DATA_DIR")
 needs_data = pytest.mark.skipif(not DATA_DIR, reason="set GLYPH_DATA_DIR to the folder with EMNIST and photos")
@@ -382,15 +382,6 @@ def test_plain_only_greys_squares_and_resizes() -> None:
 # ---- What cannot be read ----
 
 
-def png(size: tuple[int, int]) -> bytes:
-    """A PNG whose header declares a size, with next to nothing after it."""
-    head = b"IHDR" + size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
-    chunks = [head, b"IDAT" + zlib.compress(bytes(100))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") for chunk in chunks
-    )
-
-
 def encoded(form: str) -> bytes:
     buffer = io.BytesIO()
     draw(SEVEN).save(buffer, form)
@@ -406,9 +397,9 @@ def encoded(form: str) -> bytes:
         (encoded("PNG")[:200], "damaged"),
         (encoded("JPEG")[:-400], "damaged"),
         (encoded("GIF")[:300], "damaged"),
-        (png((50_000, 50_000)), "pixels"),
-        (png((10_000, 10_000)), "pixels"),
-        (png((8_999, 9_000)), "pixels"),
+        (declared_png(50_000, 50_000), "pixels"),
+        (declared_png(10_000, 10_000), "pixels"),
+        (declared_png(8_999, 9_000), "pixels"),
     ],
 )
 def test_damaged_files_are_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -497,7 +488,7 @@ def test_pillows_own_limit_is_never_reached() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(PictureError, match="pixels"):
-            open_picture(io.BytesIO(png((10_000, 9_500))))
+            open_picture(io.BytesIO(declared_png(10_000, 9_500)))
 
 
 # ---- Real pictures ----

@@ -352,7 +352,7 @@ def test_an_overwritten_run_stays_until_its_successor_is_trained(
             trainer.save()
             raise RuntimeError("broken off")
 
-        patch.setattr(Trainer, "_train_epoch", save_and_break)
+        patch.setattr(Trainer, "fit", save_and_break)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="broken off"):
                 quick(tmp_path, "--skip-eval", "--overwrite")
