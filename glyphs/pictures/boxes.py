@@ -1,10 +1,10 @@
 """The boxes of an empty form, which are to be written into."""
 
-import numpy as np
 from scipy import ndimage
 
 from glyphs.arrays import Floats
 from glyphs.pictures.grid import straight_pieces
+from glyphs.pictures.morphology import dilate
 from glyphs.pictures.page import FAINT, Box, page_ink, union
 
 # Shares of the page's shorter side
@@ -33,7 +33,7 @@ def find_boxes(grey: Floats) -> list[Box]:
     shorter = min(grey.shape)
     length = max(8, round(SHORTEST_RULE * shorter))
     rules = straight_pieces(mask, length) | straight_pieces(mask.T, length).T
-    labels, _ = ndimage.label(~ndimage.binary_dilation(rules, np.ones((3, 3))))
+    labels, _ = ndimage.label(~dilate(rules, 3, 3))
     boxes = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         box = Box(rows.start, columns.start, rows.stop, columns.stop)

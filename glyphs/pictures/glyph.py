@@ -21,6 +21,7 @@ from scipy import ndimage
 from glyphs.arrays import Floats, Mask
 from glyphs.errors import PictureError
 from glyphs.pictures.decode import Source, open_picture, to_grey
+from glyphs.pictures.morphology import closing, dilate, opening
 
 GlyphStatus = Literal["ok", "no_glyph", "several_glyphs"]
 Mode = Literal["glyph", "plain"]
@@ -331,8 +332,8 @@ def _without_rulings(ink: Floats, peak: float, noise: float) -> Floats:
     if count + count_down == 0:
         return ink
     # Where a stroke crosses a line, the dark run at right angles to the line is longer than the line is thick.
-    rulings = across & (down | ~ndimage.binary_opening(dark & ~down, np.ones((2 * thick + 1, 1))))
-    rulings |= down & ~ndimage.binary_opening(dark & ~across, np.ones((1, 2 * thick_down + 1)))
+    rulings = across & (down | ~opening(dark & ~down, 2 * thick + 1, 1))
+    rulings |= down & ~opening(dark & ~across, 1, 2 * thick_down + 1)
     if not rulings.any():
         return ink
     rest: Floats = np.where(rulings, np.float32(0), ink)
@@ -350,9 +351,8 @@ def _rulings(dark: Mask) -> tuple[Mask, int, int]:
     """
     height, width = dark.shape
     # Pieces of lines, which may climb by a pixel or two and be broken for a few.
-    whole = ndimage.binary_closing(np.pad(dark, ((0, 0), (3, 3)), mode="edge"), np.ones((1, 5)))[:, 3:-3]
-    whole = ndimage.binary_dilation(whole, np.ones((3, 1)))
-    pieces = ndimage.binary_opening(whole, np.ones((1, max(3, width // 6))))
+    whole = closing(np.pad(dark, ((0, 0), (3, 3)), mode="edge"), 1, 5)[:, 3:-3]
+    pieces = opening(dilate(whole, 3, 1), 1, max(3, width // 6))
     labels = ndimage.label(pieces, np.ones((3, 3)))[0]
     through = np.intersect1d(labels[:, 0], labels[:, -1])
     lines: Mask = np.zeros_like(dark)

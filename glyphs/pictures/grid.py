@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from glyphs.arrays import Mask, Points
+from glyphs.pictures.morphology import dilate, windows
 
 # Lengths are shares of the page's shorter side
 SMALLEST_GRID = 0.3  # a grid is so high and so wide
@@ -80,7 +81,7 @@ def find_grid(ink: Mask) -> Grid | None:
 def lattice(part: Mask, length: int) -> Grid | None:
     """The grid that a connected part of the ink is, bool [H, W], in pixels of the part."""
     across, upright = straight_pieces(part, length), straight_pieces(part.T, length).T
-    labels, _ = ndimage.label(~ndimage.binary_dilation(np.pad(across | upright, 1), np.ones((3, 3))))
+    labels, _ = ndimage.label(~dilate(np.pad(across | upright, 1), 3, 3))
     cells = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         high, wide = rows.stop - rows.start, columns.stop - columns.start
@@ -116,18 +117,27 @@ def terms_of(places: Points) -> Points:
 
 def straight_pieces(mask: Mask, length: int) -> Mask:
     """The ink that belongs to a straight run across of at least `length` pixels, in any of several slopes."""
-    found = np.zeros_like(mask)
-    thick = ndimage.maximum_filter1d(mask.astype(np.uint8), 3, axis=0)  # a slope between two of those tried
-    columns = np.arange(mask.shape[1])
+    thick = np.ascontiguousarray(dilate(mask, 3, 1).T)  # a slope between two of those tried; a row for each column
+    found = np.zeros_like(thick)
+    beyond = ((length // 2, length - 1 - length // 2), (0, 0))  # a run at the edge may go on beyond it
     for slope in np.linspace(-STEEPEST, STEEPEST, STEPS):
-        shift = np.rint(slope * columns).astype(int)
-        rows = (np.arange(mask.shape[0])[:, None] + shift) % mask.shape[0]
-        sheared = thick[rows, columns]
-        runs = ndimage.maximum_filter1d(ndimage.minimum_filter1d(sheared, length, axis=1), length, axis=1)
-        back = np.zeros_like(mask)
-        back[rows, columns] = runs.astype(bool)
-        found |= back
-    return found & mask
+        shift = np.rint(slope * np.arange(len(thick))).astype(int)
+        sheared = sheared_rows(thick, -shift)
+        runs = windows(np.pad(sheared, beyond, mode="symmetric"), length, 1, np.logical_and)
+        runs = windows(np.pad(runs, beyond, mode="symmetric"), length, 1, np.logical_or)
+        found |= sheared_rows(runs, shift)
+    return found.T & mask
+
+
+def sheared_rows(mask: Mask, shift: NDArray[np.int64]) -> Mask:
+    """Each row moved right so far, int [H], and in again on the other side: bool [H, W]."""
+    sheared = np.empty_like(mask)
+    edges = [0, *(np.flatnonzero(np.diff(shift)) + 1).tolist(), len(mask)]
+    for start, stop in itertools.pairwise(edges):
+        at = int(shift[start]) % mask.shape[1]
+        sheared[start:stop, at:] = mask[start:stop, : mask.shape[1] - at]
+        sheared[start:stop, :at] = mask[start:stop, mask.shape[1] - at :]
+    return sheared
 
 
 def number_cells(centres: Points, usual: Points) -> tuple[Points, NDArray[np.int64]]:
@@ -164,9 +174,9 @@ def number_cells(centres: Points, usual: Points) -> tuple[Points, NDArray[np.int
     return centres[list(best)], numbers - numbers.min(axis=0, initial=0)
 
 
-def cell_numbers(grid: Grid, shape: tuple[int, ...]) -> NDArray[np.int64]:
+def cell_numbers(grid: Grid, shape: tuple[int, ...]) -> NDArray[np.int32]:
     """For each pixel of a page the number of its cell from 1, row by row, int [H, W]; 0 outside the grid."""
-    numbers = np.zeros(shape, dtype=np.int64)
+    numbers = np.zeros(shape, dtype=np.int32)
     rows, columns = grid.shape
     for number, (row, column) in enumerate(itertools.product(range(rows), range(columns)), start=1):
         quad = grid.corners[[row, row, row + 1, row + 1], [column, column + 1, column + 1, column]]

@@ -20,6 +20,7 @@ from scipy import ndimage
 from glyphs.arrays import Floats, Mask
 from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid
+from glyphs.pictures.morphology import closing, dilate, opening, windows
 
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
@@ -163,8 +164,7 @@ def find_lines(grey: Floats) -> Page:
     mask, across, walls = remove_rules(ink, floor)
     if across.any() and not walls.any():
         # With their soft edges, which would be drawn around what stands on them.
-        near = ndimage.binary_dilation(across, np.ones((RULE_EDGE, RULE_EDGE)))
-        ink[near & ~ndimage.binary_dilation(mask, np.ones((3, 3)))] = 0
+        ink[dilate(across, RULE_EDGE, RULE_EDGE) & ~dilate(mask, 3, 3)] = 0
     parts = find_parts(mask)
     lines = [line for line in group_lines(parts) if line.pieces]
     joined = is_joined(lines)
@@ -184,7 +184,8 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
     The floor is above all ink where there is nothing but paper.
     """
     page = ndimage.gaussian_filter(page, SMOOTH)
-    if ((page - np.median(page)) ** 3).sum() > 0:  # light ink on a dark page: ink is the rarer of the two
+    off = page - middling(page)
+    if (off * off * off).sum() > 0:  # light ink on a dark page: ink is the rarer of the two
         page = 1 - page
     window = max(PAPER_WINDOW, min(page.shape) // 8)
     # Strokes are narrower than the window, shadows and tables are not: they count as paper.
@@ -194,13 +195,18 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
     small = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(PAPER_WINDOW,) * 2), PAPER_WINDOW / 6)
     paper = small if shrink == 1 else resize(small, width, height)
     ink = np.asarray(1 - page / np.maximum(paper, 0.05), dtype=np.float32)
-    ink -= np.median(ink)
-    noise = 1.4826 * float(np.median(np.abs(ink)))
+    ink -= middling(ink)
+    noise = 1.4826 * middling(np.abs(ink))
     least = max(LEAST_INK, LEAST_SIGNAL * noise)
     strong = ink[ink > least]
     if strong.size < 10:
         return ink, 1.0
     return ink, max(FLOOR * float(np.quantile(strong, 0.9)), least)
+
+
+def middling(values: Floats) -> float:
+    """The median, of an even number of values the upper of the middle two: in a fifth of np.median's time."""
+    return float(np.partition(values, values.size // 2, axis=None)[values.size // 2])
 
 
 # ---- Rules and boxes ----
@@ -230,15 +236,14 @@ def remove_rules(ink: Floats, floor: float) -> tuple[Mask, Mask, Mask]:
         pen, print_ = float(np.median(ink[rest])), float(np.median(ink[across]))
         if pen > DARKER * print_:
             dark = across & (ink > (pen + print_) / 2)
-            dark &= ~ndimage.binary_opening(dark, np.ones((1, max(5, round(FOOT * rule_distance(across))))))
+            dark &= ~opening(dark, 1, max(5, round(FOOT * rule_distance(across))))
             rest |= ndimage.binary_propagation(rest & ndimage.binary_dilation(across), mask=rest | dark) & dark
     for rules, axis in ((across, 0), (walls, 1)):
         thick = thickness(rules, axis)
         if thick:
             size = (2 * thick + 3, 1) if axis == 0 else (1, 2 * thick + 3)
-            rest |= ndimage.binary_closing(np.pad(rest, thick + 2), np.ones(size))[
-                thick + 2 : -thick - 2, thick + 2 : -thick - 2
-            ] & (rules & mask)
+            inner = slice(thick + 2, -thick - 2)
+            rest |= closing(np.pad(rest, thick + 2), *size)[inner, inner] & (rules & mask)
     return rest, across, walls
 
 
@@ -253,19 +258,19 @@ def find_rules(mask: Mask) -> Mask:
     """The long lines across a page, bool [H, W]: straight pieces that join to something long and flat."""
     height, width = mask.shape
     segment = max(12, round(RULE_SEGMENT * width))
-    straight = ndimage.binary_opening(mask, np.ones((1, segment)))
+    straight = opening(mask, 1, segment)
     # Thin ones that are not quite level have such straight parts only where they are made a little thicker.
     thick = max(5, round(THIN_RULE * height))
-    thin = mask & ~ndimage.binary_opening(mask, np.ones((thick, 1)))
-    straight |= ndimage.binary_opening(ndimage.binary_dilation(thin, np.ones((3, 1))), np.ones((1, segment))) & thin
-    labels, _ = ndimage.label(ndimage.binary_dilation(straight, np.ones((3, 5))), np.ones((3, 3)))
+    thin = mask & ~opening(mask, thick, 1)
+    straight |= opening(dilate(thin, 3, 1), 1, segment) & thin
+    labels, _ = ndimage.label(dilate(straight, 3, 5), np.ones((3, 3)))
     long = max(RULE * width, 0.6 * min(height, width))
     kept = [0]
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         span = columns.stop - columns.start
         if span >= long and rows.stop - rows.start <= max(RULE_SLOPE * span, 6) and rows.stop - rows.start < span / 6:
             kept.append(number)
-    rules: Mask = ndimage.binary_dilation(np.isin(labels, kept[1:]), np.ones((3, 1))) & mask
+    rules: Mask = dilate(np.isin(labels, kept[1:]), 3, 1) & mask
     return rules
 
 
@@ -273,11 +278,11 @@ def find_walls(mask: Mask, across: Mask) -> Mask:
     """The upright sides of boxes, bool [H, W]: upright strokes that end at a rule, or the edge, on both sides."""
     height = mask.shape[0]
     reach = max(3, height // 40)
-    near = ndimage.binary_dilation(across, np.ones((2 * reach + 1, 5)))
+    near = dilate(across, 2 * reach + 1, 5)
     near[:reach] = near[-reach:] = True
     gap = rule_distance(across)
-    straight = ndimage.binary_opening(mask, np.ones((max(8, round(0.3 * gap)), 1)))
-    labels, _ = ndimage.label(ndimage.binary_dilation(straight, np.ones((3, 3))), np.ones((3, 3)))
+    straight = opening(mask, max(8, round(0.3 * gap)), 1)
+    labels, _ = ndimage.label(dilate(straight, 3, 3), np.ones((3, 3)))
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         high = rows.stop - rows.start
@@ -326,28 +331,32 @@ def read_cells(ink: Floats, floor: float, grid: Grid) -> tuple[Floats, list[Line
     lines : each row of the grid that is not empty, each of its cells' ink as one piece.
     """
     numbers = cell_numbers(grid, ink.shape)
-    index = np.arange(1, numbers.max() + 1)
     # Cells may be of another colour than the paper.
-    papers = np.concatenate([[0], np.maximum(0, ndimage.median(ink, numbers, index))])[numbers]
-    ink = np.where(numbers > 0, (ink - papers) / np.maximum(1 - papers, 0.1), 0).astype(np.float32)
+    papers = np.zeros(numbers.max() + 1, np.float32)
+    for number, place in enumerate(ndimage.find_objects(numbers), start=1):
+        if place is not None:
+            papers[number] = max(0.0, middling(ink[place][numbers[place] == number]))
+    ink = np.where(numbers > 0, (ink - papers[numbers]) / np.maximum(1 - papers, 0.1)[numbers], 0).astype(np.float32)
     side = grid.cell_side
-    around = 2 * max(2, round(CELL_RIM * side)) + 1
+    reach = max(2, round(CELL_RIM * side))
+    above, left = numbers[1:] != numbers[:-1], numbers[:, 1:] != numbers[:, :-1]
     rims = [
-        ndimage.maximum_filter1d(numbers, around, i) != ndimage.minimum_filter1d(numbers, around, i) for i in (0, 1)
+        windows(np.pad(above, ((reach, reach), (0, 0))), 2 * reach, 1, np.logical_or),
+        windows(np.pad(left, ((0, 0), (reach, reach))), 1, 2 * reach, np.logical_or),
     ]
     rim = rims[0] | rims[1]
     mask = (ink > floor) & (numbers > 0)
     apart = mask & ~rim
-    bridges = [ndimage.binary_closing(apart, np.ones((around + 2, 1) if i == 0 else (1, around + 2))) for i in (0, 1)]
-    if ((bridges[0] | bridges[1]) & rim).sum() > MOST_ACROSS * apart.sum():
+    bridges = closing(apart, 2 * reach + 3, 1) | closing(apart, 1, 2 * reach + 3)
+    if (bridges & rim).sum() > MOST_ACROSS * apart.sum():
         return None
-    rules = ndimage.binary_dilation(grid.across, np.ones((3, 1))) & rims[0]
-    rules |= ndimage.binary_dilation(grid.upright, np.ones((1, 3))) & rims[1]
+    rules = dilate(grid.across, 3, 1) & rims[0]
+    rules |= dilate(grid.upright, 1, 3) & rims[1]
     rest = mask & ~rules
     # Strokes that cross a rule are whole again.
-    rest |= ndimage.binary_closing(rest, np.ones((thickness(rules, 0) + 2,) * 2)) & rules & mask
+    rest |= closing(rest, thickness(rules, 0) + 2, thickness(rules, 0) + 2) & rules & mask
     parts, _ = ndimage.label(rest, np.ones((3, 3)))
-    found: list[list[Piece]] = [[] for _ in index]
+    found: list[list[Piece]] = [[] for _ in papers[1:]]
     for number, place in enumerate(ndimage.find_objects(parts), start=1):
         part, owners, inner = parts[place] == number, numbers[place], ~rim[place]
         if (part & inner).sum() < INNER * part.sum():
