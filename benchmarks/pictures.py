@@ -3,8 +3,9 @@
     python benchmarks/pictures.py --model CHECKPOINT.pth --data-dir DIR
 
 Prints four tables: accuracy on photographs, drawings and single characters of users (those that pretrained/glyphs47.pth
-was not trained on), how often an EMNIST image that was made into a picture keeps its prediction, how often something
-that is not one character is answered, and what preprocessing costs.  Everything random comes from --seed.
+was not trained on; --sheets draws those that are not read), how often an EMNIST image that was made into a picture
+keeps its prediction, how often something that is not one character is answered, and what preprocessing costs.
+Everything random comes from --seed.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import io
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +22,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glyphs.arrays import Bytes, Floats
 from glyphs.data.idx import read_idx
+from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.plots import plot_misclassified
 from glyphs.text import PRIORS
 from glyphs.training.checkpoint import load_model
 
@@ -45,17 +49,28 @@ HELD_OUT_USERS = {
 }
 NOISE = 0.06  # standard deviation of the noise that the degraded round trip adds, of full brightness 1
 PAGE = 256  # pixels a side of what is not a character
+LOOK_ALIKES = ("0O", "1IL", "5S", "2Z", "9GQ", "6GB", "4Y")  # without a word around them, in capitals: 9 and g, b and 6
+SIDE, GAP = 84, 4  # pixels of a contact sheet: each half of a tile, between the halves
 
 
-def predict(model: torch.nn.Module, glyphs: list[Glyph], shift: torch.Tensor | float = 0.0) -> NDArray[np.int64]:
-    """The class of each glyph, int64 [N]; -1 where preprocessing refused.  The shift is added to the logits."""
-    answers = np.full(len(glyphs), -1)
+class Answers(NamedTuple):
+    """The likeliest class of each glyph, int64 [N], and its probability, float [N]; -1 and 0 where it was refused."""
+
+    classes: NDArray[np.int64]
+    probabilities: Floats
+
+
+def predict(model: torch.nn.Module, glyphs: list[Glyph], shift: torch.Tensor | float = 0.0) -> Answers:
+    """What the model answers; the shift is added to the logits."""
+    answers = Answers(np.full(len(glyphs), -1), np.zeros(len(glyphs), np.float32))
     found = [(index, glyph.pixels) for index, glyph in enumerate(glyphs) if glyph.pixels is not None]
     with torch.inference_mode():
         for start in range(0, len(found), BATCH):
             places, images = zip(*found[start : start + BATCH], strict=True)
             logits = model(torch.from_numpy(np.stack(images))[:, None]) + shift
-            answers[list(places)] = logits.argmax(1).numpy()
+            best = logits.softmax(1).max(1)
+            answers.classes[list(places)] = best.indices.numpy()
+            answers.probabilities[list(places)] = best.values.numpy()
     return answers
 
 
@@ -103,7 +118,8 @@ def true_class(path: Path, names: list[str]) -> int:
     return names.index(character if character in names else character.upper())
 
 
-def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: str) -> None:
+def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: str, sheets: Path | None) -> None:
+    """Print the first table; where there is a folder for them, show there what was not read."""
     print(
         f"\nAccuracy on pictures that the weights in the box were not trained on, {len(names)} classes, {prior} prior"
     )
@@ -112,12 +128,81 @@ def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: st
         chosen = [picture for picture in list_pictures(data_dir, folder) if picture.held_out]
         glyphs = [preprocess(picture.path) for picture in chosen]
         truth = np.array([true_class(picture.path, names) for picture in chosen])
-        hits = predict(model, glyphs, shift) == truth
-        kinds = sorted({picture.kind for picture in chosen} - {folder})
-        for name in ([folder] if chosen else []) + kinds:
-            of_kind = np.array([name in (folder, picture.kind) for picture in chosen])
-            refused = sum(glyph.status != "ok" for glyph, here in zip(glyphs, of_kind, strict=True) if here)
-            print(f"  {name:14}{share(hits[of_kind])} of {of_kind.sum():,}; refused {refused}")
+        answers = predict(model, glyphs, shift)
+        hits = answers.classes == truth
+        refused = np.array([glyph.status != "ok" for glyph in glyphs])
+        digits = np.array([names[true].isdecimal() for true in truth], dtype=bool)
+        for name, of_group in groups(folder, chosen, digits).items():
+            print(f"  {name:18}{share(hits[of_group])} of {of_group.sum():,}; refused {refused[of_group].sum()}")
+        if sheets is not None and chosen:
+            failures = [
+                Failure(picture.path, glyph, names[true], names[answer] if answer >= 0 else None, float(probability))
+                for picture, glyph, true, answer, probability in zip(chosen, glyphs, truth, *answers, strict=True)
+                if answer != true
+            ]
+            show_failures(failures, sheets / folder)
+
+
+def groups(folder: str, pictures: list[Picture], digits: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    """Which pictures each row of the table is about, bool [N]: all of the folder, and of users those of each kind."""
+    kinds = np.array([picture.kind for picture in pictures])
+    rows = {folder: kinds != ""} | {kind: kinds == kind for kind in sorted({*kinds} - {folder})}
+    if folder == "user_singles":
+        uncut = kinds != "cell"
+        rows |= {"all but cells": uncut, "  their digits": uncut & digits, "  their letters": uncut & ~digits}
+    return {name: of_group for name, of_group in rows.items() if of_group.any()}
+
+
+class Failure(NamedTuple):
+    """A picture that was not read; `answer` is None where preprocessing refused it."""
+
+    path: Path
+    glyph: Glyph
+    truth: str
+    answer: str | None
+    probability: float
+
+    @property
+    def cause(self) -> str:
+        if self.answer is None:
+            return self.glyph.status.replace("_", " ")
+        pair = {self.truth.upper(), self.answer.upper()}
+        if len(pair) == 1:
+            return "case"
+        return "look-alike" if any(pair <= set(group) for group in LOOK_ALIKES) else "shape"
+
+
+def show_failures(failures: list[Failure], base: Path) -> None:
+    """Write a contact sheet, the most confident mistakes first, as BASE.png, and the same as a table, BASE.tsv.
+
+    Each picture stands beside what the network saw of it.
+    """
+    failures = sorted(failures, key=lambda failure: -failure.probability)
+    answers = [f"{failure.answer or ''} ({failure.cause})".strip() for failure in failures]
+    tiles = np.array([side_by_side(failure) for failure in failures], np.uint8)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    plot_misclassified(
+        tiles,
+        [failure.truth for failure in failures],
+        answers,
+        [failure.probability for failure in failures],
+        base.with_suffix(".png"),
+    )
+    rows = ["file\tlabel\tanswer\tprobability\tcause"]
+    rows += [f"{f.path}\t{f.truth}\t{f.answer or ''}\t{f.probability:.3f}\t{f.cause}" for f in failures]
+    base.with_suffix(".tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    causes = Counter(failure.cause for failure in failures)
+    print(f"    {', '.join(f'{count} {cause}' for cause, count in causes.most_common())}: {base}.png, {base}.tsv")
+
+
+def side_by_side(failure: Failure) -> Bytes:
+    """The picture and what the network saw of it, uint8 [SIDE, 2 * SIDE]; grey where there is nothing."""
+    tile = Image.new("L", (2 * SIDE, SIDE), 128)
+    picture = Image.fromarray(np.rint(to_grey(open_picture(failure.path)) * 255).astype(np.uint8))
+    tile.paste(ImageOps.contain(picture, (SIDE - GAP, SIDE)))
+    if failure.glyph.pixels is not None:
+        tile.paste(Image.fromarray(failure.glyph.pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST), (SIDE, 0))
+    return np.asarray(tile)
 
 
 # ---- EMNIST images made into pictures ----
@@ -162,7 +247,7 @@ def _picture(page: NDArray[np.floating]) -> Image.Image:
 
 def round_trip(model: torch.nn.Module, images: Bytes, rng: Rng) -> None:
     print(f"\nEMNIST images made into pictures: the prediction stays what it was ({len(images):,} images)")
-    before = predict(model, [Glyph("ok", image) for image in images])
+    before = predict(model, [Glyph("ok", image) for image in images]).classes
     kinds: dict[str, dict[str, bool]] = {
         "clean": {},
         "shaded": {"shade": True},
@@ -173,7 +258,7 @@ def round_trip(model: torch.nn.Module, images: Bytes, rng: Rng) -> None:
     for name, how in kinds.items():
         glyphs = [preprocess(make_picture(image, rng, **how)) for image in images]
         refused = sum(glyph.status != "ok" for glyph in glyphs)
-        print(f"  {name:16}{share(predict(model, glyphs) == before)}; refused {refused}")
+        print(f"  {name:16}{share(predict(model, glyphs).classes == before)}; refused {refused}")
 
 
 # ---- What is not one character ----
@@ -302,6 +387,7 @@ def main() -> None:
         help="folder with EMNIST/raw, photos, drawings and, where there are any, user_singles",
     )
     parser.add_argument("--prior", choices=PRIORS, default="uniform", help="of the classes, for the first table")
+    parser.add_argument("--sheets", type=Path, metavar="DIR", help="draw there what was not read")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="EMNIST test images for the round trip")
     parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each kind of non-character")
     parser.add_argument("--seed", type=int, default=0)
@@ -312,7 +398,7 @@ def main() -> None:
     images = read_idx(path, 3).transpose(1, 2).numpy()
     rng = np.random.default_rng(arguments.seed)
     images = images[rng.permutation(len(images))]
-    accuracy(model, names, arguments.data_dir, arguments.prior)
+    accuracy(model, names, arguments.data_dir, arguments.prior, arguments.sheets)
     round_trip(model, images[: arguments.images], rng)
     wrong_answers(images, rng, arguments.count)
     speed(arguments.data_dir, images)

@@ -368,7 +368,8 @@ def plot_misclassified(
     between, after = (" ", "  ") if longest <= SHORT_LABEL else ("\n", "\n")
     columns = min(SHEET_COLUMNS, len(images))
     sheet_rows = math.ceil(len(images) / columns)
-    height = 1.5 if longest <= SHORT_LABEL else 1.8  # inches
+    caption_height, tile_width = (0.4 if longest <= SHORT_LABEL else 0.7), 1.1  # inches
+    height = caption_height + tile_width * images.shape[1] / images.shape[2]
     with _picture(path, max(1.3 * columns, 6.5), height * sheet_rows + 0.6) as figure:
         cells = figure.subplots(sheet_rows, columns, squeeze=False).ravel()
         for axes in cells:

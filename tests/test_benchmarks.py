@@ -3,15 +3,18 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor, nn
 from torchvision.datasets import EMNIST
 
-from benchmarks import prediction
+from benchmarks import peers, pictures, prediction
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
-from tests.small import save_small_checkpoint, save_small_onnx
+from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +138,41 @@ def test_time_to_accuracy_stops_the_clock_at_the_target() -> None:
     assert 0 <= figures["accuracy at the end, %"][1] < 99.9
 
 
+def test_peers_train_for_the_same_time() -> None:
+    result = run_python(
+        "benchmarks/peers.py", "--dataset", "demo", "--max-train-images", "480", "--seconds", "0.4",
+        "--batch-size", "16", timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("432 training and 48 validation images; 0.4 processor seconds on one thread")
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if "%" in line]
+    assert {name: int(parameters.replace(",", "")) for name, parameters, *_ in rows} == {
+        "residual": 3_409_135,
+        "light": 172_239,
+        "vgg5-spinal": 3_648_751,
+        "resnet18": 11_194_351,
+        "wavemix-patches": 2_386_063,
+        "keras-convnet": 94_063,
+        "wavemix": 2_361_487,
+    }
+    for _, _, multiply_adds, rate, seen, accuracy in rows:
+        assert float(multiply_adds.split()[0].replace(",", "")) > 1
+        assert int(seen.replace(",", "")) == pytest.approx(0.4 * int(rate.replace(",", "")), abs=1)
+        assert 0 <= float(accuracy.split()[0]) <= 100
+
+
+def test_wavelets_of_a_block_are_an_orthogonal_change_of_basis() -> None:
+    block = peers.Wavelets(4, dropout=0)
+    x = torch.randn(2, 4, 6, 6)
+    bands: list[Tensor] = []
+    block.mixing.register_forward_pre_hook(lambda _, inputs: bands.append(inputs[0]))
+    block(x)
+    reduced = block.reduction(x)
+    assert bands[0].shape == (2, 4, 3, 3)
+    assert torch.allclose(bands[0].square().sum(), reduced.square().sum())
+    assert torch.allclose(bands[0][:, 0], 2 * nn.functional.avg_pool2d(reduced, 2)[:, 0], atol=1e-6)
+
+
 def test_large_dataset_holds_only_a_copy_in_memory(tmp_path: Path) -> None:
     figures = table(
         "benchmarks/large_dataset.py", "--glyphs", "50000", "--batch-size", "500", "--steps", "1", "--rounds", "1",
@@ -210,3 +248,26 @@ def test_compiling_compares_both_networks() -> None:
 def test_startup_reaches_the_first_training_step() -> None:
     figures = table("benchmarks/startup.py", "--rounds", "1")
     assert figures["to the end of the first training step, s"][0] > figures["inference.py --help, s beyond it"][0] > 0
+
+
+class Always(nn.Module):
+    """Answers the third of four classes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tensor([0.0, 0.0, 2.0, 0.0]).expand(len(images), 4)
+
+
+def test_what_is_not_read_is_drawn_with_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("photos/54_6", "photos/71_G", "photos/74_J", "drawings/76_L"):
+        (tmp_path / place).mkdir(parents=True)
+        draw_glyph().save(tmp_path / place / "a4.png")
+    Image.new("L", (80, 80), 255).save(tmp_path / "photos/74_J/a4.png")  # nothing to see
+    pictures.accuracy(Always(), ["6", "J", "G", "L"], tmp_path, "uniform", tmp_path / "sheets")
+    assert "1 look-alike, 1 no glyph" in capsys.readouterr().out
+    rows = [line.split("\t")[1:] for line in (tmp_path / "sheets/photos.tsv").read_text().splitlines()[1:]]
+    assert rows == [["6", "G", "0.711", "look-alike"], ["J", "", "0.000", "no glyph"]]
+    assert (tmp_path / "sheets/drawings.tsv").read_text().endswith("\tL\tG\t0.711\tshape\n")
+    for name in ("photos", "drawings"):
+        sheet = np.asarray(Image.open(tmp_path / f"sheets/{name}.png").convert("L"))
+        assert sheet.shape[1] > 900
+        assert np.ptp(sheet) == 255
