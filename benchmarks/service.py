@@ -169,8 +169,9 @@ def main() -> None:
                 batch = note("--batch: pictures/s", end_to_end_rate(predictor, folder, Path(temporary, "r.jsonl")))
                 cost = note("--batch: CPU ms a picture", 1e3 * (time.process_time() - before) / len(pictures))
                 for name, requests in {"one a request": single, f"forms of {FORM}": forms}.items():
-                    before, started = used(port), time.perf_counter()
+                    before, started, own_before = used(port), time.perf_counter(), time.process_time()
                     load(port, requests, min(arguments.clients, len(requests)))
+                    note(f"{name}: CPU ms of the clients", 1e3 * (time.process_time() - own_before) / len(pictures))
                     rate = note(f"{name}: pictures/s", len(pictures) / (time.perf_counter() - started))
                     note(f"{name}: rate, % of --batch", 100 * rate / batch)
                     own = note(f"{name}: CPU ms a picture", 1e3 * (used(port) - before) / len(pictures))

@@ -348,7 +348,7 @@ def verify(
     ------
     GlyphError : it cannot be run, or its class names are not the checkpoint's.
     """
-    reference, names, mode, _ = load_pth(source, "cpu", arch=arch)
+    reference, names, mode = load_pth(source, "cpu", arch=arch)[:3]
     try:
         network, *said = load_pt2(aside) if format == "pt2" else load_onnx(aside, "cpu")[:3]
         if said != [names, mode]:

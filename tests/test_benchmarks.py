@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import EMNIST
 
-from benchmarks import peers, pictures, prediction
+from benchmarks import page, peers, pictures, prediction
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
 from tests.conftest import run_python
@@ -218,11 +218,20 @@ def test_service_sets_requests_beside_a_folder_of_files(tmp_path: Path) -> None:
     batch = figures["--batch: pictures/s"][0]
     for name in ("one a request", "forms of 64"):
         assert figures[f"{name}: pictures/s"][0] > 0
+        assert 0 < figures[f"{name}: CPU ms of the clients"][0] < figures[f"{name}: CPU ms a picture"][0]
         share = 100 * figures[f"{name}: pictures/s"][0] / batch
         assert figures[f"{name}: rate, % of --batch"][0] == pytest.approx(share, rel=0.02, abs=0.5)
         cost = 100 * figures["--batch: CPU ms a picture"][0] / figures[f"{name}: CPU ms a picture"][0]
         assert figures[f"{name}: rate by CPU time, % of --batch"][0] == pytest.approx(cost, rel=0.02, abs=0.5)
     assert 0 < figures["at half of the load: p50, ms"][0] <= figures["at half of the load: p99, ms"][0]
+
+
+@pytest.mark.skipif(not page.BROWSER or not page.DRIVER, reason="no browser, as in test_page.py")
+def test_page_times_each_kind_of_drawing(tmp_path: Path) -> None:
+    figures = table("benchmarks/page.py", str(save_small_onnx(tmp_path / "small.onnx")), "--drawings", "1")
+    assert len(figures) == 2 * len(page.DRAWINGS)
+    for name in page.DRAWINGS:
+        assert figures[f"{name}: from stroke to answer, ms"][0] > figures[f"{name}: of these, its last request"][0] > 0
 
 
 def test_joining_counts_its_rows() -> None:

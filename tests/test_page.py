@@ -1,69 +1,24 @@
 """The page in a real browser, which these tests need: Chromium and its driver."""
 
 import re
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.service import Service as DriverService
+from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 
+from benchmarks.page import BROWSER, DRIVER, SEVEN, Page, browsing
 from tests.conftest import ROOT, Running, running
 from tests.small import draw_glyph
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not BROWSER or not DRIVER, reason="no browser: install Debian's chromium and chromium-driver, or the like"
     ),
 ]
-
-SEVEN = [(-90, -100), (90, -100), (-10, 110)]
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",  # which root in a container needs
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
-
-
-class Page:
-    """A browser that shows the page of a service."""
-
-    def __init__(self, driver: webdriver.Chrome) -> None:
-        self.driver = driver
-
-    def __getitem__(self, name: str) -> WebElement:
-        return self.driver.find_element(By.ID, name)
-
-    def wait(self, happens: Callable[[], object], seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
-        while not happens():
-            assert time.monotonic() < deadline, self["answer"].text
-            time.sleep(0.02)
-
-    def draw(self, corners: Sequence[tuple[float, float]], scale: float = 1) -> None:
-        """Draw a stroke through corners, in pixels from the paper's middle."""
-        pen = ActionChains(self.driver, duration=30)
-        (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in corners]
-        pen.move_to_element_with_offset(self["paper"], x, y).click_and_hold()
-        for to_x, to_y in others:
-            pen.move_by_offset(to_x - x, to_y - y)
-            x, y = to_x, to_y
-        pen.release().perform()
-
-    def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +34,9 @@ def service(kept: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, DriverService(DRIVER))
-    yield driver
-    driver.quit()
+def browser() -> Iterator[webdriver.Chrome]:
+    with browsing() as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -198,11 +147,14 @@ def test_the_keyboard_alone_draws_and_clears(page: Page) -> None:
 
 
 def test_a_phone_shows_all_of_it(page: Page) -> None:
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    metrics = {"width": 390, "height": 664, "deviceScaleFactor": 2, "mobile": True}  # between a browser's bars
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
-    page.draw(SEVEN, 0.8)
+    page.draw(SEVEN, 0.7)
     page.wait(lambda: page["letter"].text == "7")
+    box = "return document.getElementById('letter').getBoundingClientRect().bottom"
+    assert page.driver.execute_script("return scrollY") == 0
+    assert page.driver.execute_script(box) <= 664  # seen beside the paper
     for name in ("undo", "clear"):
         assert page[name].size["height"] >= 44  # a finger's width
 

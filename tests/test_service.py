@@ -17,16 +17,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 import inference
 from benchmarks.service_torture import BROKEN, bomb
+from glyphs.arrays import Bytes, Probabilities
 from glyphs.errors import ConfigError
+from glyphs.inference import networks
+from glyphs.inference import service as service_module
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.service import Limits
+from glyphs.inference.service import Engine, Limits, Metrics
 from tests.conftest import ROOT, Running, refused, run_python, running
 from tests.small import NAMES, draw_glyph, save_small_onnx
 
@@ -137,6 +143,18 @@ def test_text_is_read_as_inference_reads_it(model: Path, tmp_path: Path) -> None
         assert "prediction" in row
         [row] = service.predict((tmp_path / "page.png").read_bytes(), "?alphabet=01")[1]
         assert set(row["text"]) <= {"0", "1", " "}
+
+
+def test_a_request_may_say_what_its_text_can_hold(service: Running, model: Path, tmp_path: Path) -> None:
+    page = Image.new("L", (240, 80), 255)
+    for place in range(3):
+        page.paste(draw_glyph(place), (80 * place, 0))
+    page.save(tmp_path / "page.png")
+    content, predictor = (tmp_path / "page.png").read_bytes(), GlyphPredictor(model)
+    for query, pattern in (("", None), ("&pattern=%5BA-Z%5D%7B3%7D", "[A-Z]{3}")):
+        [row] = service.predict(content, f"?text=true{query}")[1]
+        assert (row["status"], row["text"]) == ("ok", predictor.read(tmp_path / "page.png", pattern=pattern).text)
+        assert bool(re.fullmatch("[A-Z]{3}", row["text"])) == bool(pattern)
 
 
 def test_a_request_chooses_among_the_models(model: Path, tmp_path: Path) -> None:
@@ -360,6 +378,9 @@ def test_what_is_not_http_is_answered_and_forgotten(service: Running) -> None:
     assert service.raw(chunks).startswith(b"HTTP/1.1 400 ")
     cut = POST + b"Content-Length: 1000\r\n\r\n" + png()
     assert service.raw(cut[:300], half_close=True).startswith(b"HTTP/1.1 400 ")
+    whole = POST + b"Content-Length: %d\r\n\r\n" % len(png()) + png()
+    assert service.raw(whole, half_close=True).startswith(b"HTTP/1.1 200 ")
+    assert service.raw(whole[:40], half_close=True) == b""
     assert service.ask("GET", "/health")[0] == 200
 
 
@@ -525,6 +546,57 @@ def test_torture(model: Path) -> None:
     assert counts["good: the same as inference.py"] == counts["good: status"] == 180
     assert set(BROKEN) <= set(counts)
     assert counts["not as it must be"] == 0
+
+
+def test_networks_run_at_once_on_what_is_ready() -> None:
+    """Two threads that both wait for the other's network, and a third's images, which come in parts and in order."""
+    engine = Engine(Metrics().batches, networks=2)
+    together, first = threading.Barrier(2), threading.Event()
+
+    def meet(images: Bytes) -> Probabilities:
+        first.set()
+        together.wait(timeout=30)
+        return images[:, 0, 0, :1] / 255
+
+    sizes = []
+
+    def shade(images: Bytes) -> Probabilities:
+        sizes.append(len(images))
+        return images[:, 0, 0, :1] / 255
+
+    images = np.arange(100, dtype=np.uint8).repeat(28 * 28).reshape(-1, 1, 28, 28)
+    with contextlib.closing(engine), ThreadPoolExecutor(2) as pool:
+        one = pool.submit(engine.run, meet, images[:1])
+        assert first.wait(30)  # else one thread would take both
+        two = pool.submit(engine.run, meet, images[1:2])
+        np.testing.assert_array_equal([one.result(), two.result()], [[[0]], [[1 / 255]]])
+        np.testing.assert_array_equal(engine.run(shade, images)[:, 0], np.arange(100) / 255)
+    assert sum(sizes) == 100
+    assert max(sizes) <= 64
+    assert not any(thread.is_alive() for thread in engine.networks)
+
+
+def test_a_service_gives_each_network_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, options = [], []
+    real = onnxruntime.InferenceSession
+
+    def session(content: bytes, given: onnxruntime.SessionOptions, **more: Any) -> onnxruntime.InferenceSession:
+        options.append(given.intra_op_num_threads)
+        return real(content, given, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(networks, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(service_module, "serve", lambda predictors, **_: served.extend(predictors))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        inference.main(["--serve", "--model", str(model), str(ROOT / "pretrained" / "glyphs47.pth")])
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert [predictor.on_cpu for predictor in served] == [True, True]
+    GlyphPredictor(model)
+    assert options == [1, 3]
 
 
 def test_other_machines_need_a_token(model: Path) -> None:

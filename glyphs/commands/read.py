@@ -78,7 +78,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.serve:
         from glyphs.inference.service import serve  # Starlette and uvicorn: not for a picture
 
-        predictors = [make_predictor(model, arguments, config) for model in models_of(arguments)]
+        predictors = [make_predictor(model, arguments, config, threads=1) for model in models_of(arguments)]
         serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))
         return 0
     form = read_form(arguments.fields) if arguments.fields else None
@@ -150,7 +150,9 @@ def models_of(arguments: argparse.Namespace) -> list[Path]:
     return list(dict.fromkeys(arguments.model or [default_model(average_views=arguments.average_views)]))
 
 
-def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -> GlyphPredictor:
+def make_predictor(
+    model: Path, arguments: argparse.Namespace, config: Config, threads: int | None = None
+) -> GlyphPredictor:
     predictor = GlyphPredictor(
         model,
         config.device,
@@ -163,6 +165,7 @@ def make_predictor(model: Path, arguments: argparse.Namespace, config: Config) -
         pattern=arguments.pattern,
         average_views=arguments.average_views,
         arch=config.arch,
+        threads=threads,
     )
     if not arguments.model or predictor.trained_on == "demo":  # a reader of fonts must not pass for one of handwriting
         say(f"model: {predictor.description}")

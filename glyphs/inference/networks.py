@@ -32,12 +32,16 @@ GPU_FORKED = (
 
 
 class Loaded(NamedTuple):
-    """A model as its file gives it: `facts` holds the `settings` and `metrics` that the file tells of, for people."""
+    """A model as its file gives it.
+
+    `facts` holds the `settings` and `metrics` that the file tells of, for people; `on_cpu` says where it computes.
+    """
 
     network: Network
     class_names: list[str]
     mode: Mode
     facts: dict[str, Any]
+    on_cpu: bool
 
 
 def default_model(*, average_views: bool = False) -> Path:
@@ -73,8 +77,10 @@ def describe_training(facts: dict[str, Any]) -> str:
     return words
 
 
-def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str | None = None) -> Loaded:
-    """The network of a checkpoint on the device, with what its file says of it.
+def load_pth(
+    path: Path, device: str, *, average_views: bool = False, arch: str | None = None, threads: int | None = None
+) -> Loaded:
+    """The network of a checkpoint on the device, with what its file says of it; `threads` as of `GlyphPredictor`.
 
     Raises CheckpointError and ConfigError.
     """
@@ -85,6 +91,8 @@ def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str 
     from glyphs.training import checkpoint
 
     limit_threads()
+    if threads:
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
     where = choose_device(device)
     content = checkpoint.load_checkpoint(path)
     model, config = checkpoint.build_model(content, path, arch)
@@ -109,11 +117,11 @@ def load_pth(path: Path, device: str, *, average_views: bool = False, arch: str 
         return probabilities
 
     facts = {"settings": config.to_dict(), "metrics": content["metrics"]}
-    return Loaded(network, content["class_names"], cast(Mode, config.preprocess), facts)
+    return Loaded(network, content["class_names"], cast(Mode, config.preprocess), facts, where.type == "cpu")
 
 
-def load_onnx(path: Path, device: str) -> Loaded:
-    """The network of an ONNX file, with what the file says of it.
+def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:
+    """The network of an ONNX file, with what the file says of it; `threads` as of `GlyphPredictor`.
 
     The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1]; output `probabilities`,
     float32 [N, C]; metadata `format`, `class_names` (a JSON list), `preprocess` and, at the end of the file, `sha256`
@@ -132,7 +140,7 @@ def load_onnx(path: Path, device: str) -> Loaded:
         raise GlyphError(f"{path}: an .onnx model needs onnxruntime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong with a model comes as an exception, too
-    options.intra_op_num_threads = usable_cpus()
+    options.intra_op_num_threads = threads or usable_cpus()
     # Threads that wait in a busy loop take the cores from programs, and threads, that have work; but to be woken takes
     # time as well (docs/PERFORMANCE.md, section on busy machines).
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
@@ -183,7 +191,8 @@ def load_onnx(path: Path, device: str) -> Loaded:
     mode: Mode = "plain" if metadata.get("preprocess") == "plain" else "glyph"
     if network(np.zeros((1, 1, 28, 28), np.uint8)).shape != (1, len(names)):
         raise CheckpointError(f"{path}: is damaged (it names {len(names)} classes, but has another number of outputs)")
-    return Loaded(network, names, mode, {name: read_object(metadata.get(name)) for name in ("settings", "metrics")})
+    facts = {name: read_object(metadata.get(name)) for name in ("settings", "metrics")}
+    return Loaded(network, names, mode, facts, not on_gpu)
 
 
 def onnx_input(images: Bytes) -> Floats:

@@ -70,6 +70,8 @@ class GlyphPredictor:
         any text.  See `glyphs.inference.automaton.pattern_automaton` for what it can hold.
     average_views : let the network look at every picture seven times (see `glyphs.model.ViewAverage`); not for .onnx.
     arch : the module:callable that may be run to make a checkpoint's network, where it is not this project's own.
+    threads : that the network takes on a CPU; None for as many as this process may run, which is soonest for one
+        caller.  Where several call at once, one each takes less in all.
 
     Raises
     ------
@@ -91,15 +93,16 @@ class GlyphPredictor:
         pattern: str | None = None,
         average_views: bool = False,
         arch: str | None = None,
+        threads: int | None = None,
     ) -> None:
         path = default_model(average_views=average_views) if model is None else Path(model)
         if path.suffix.lower() != ".onnx":
-            loaded = load_pth(path, device or "auto", average_views=average_views, arch=arch)
+            loaded = load_pth(path, device or "auto", average_views=average_views, arch=arch, threads=threads)
         elif average_views:
             raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
         else:
-            loaded = load_onnx(path, device or "auto")
-        self.network, names, trained_with, facts = loaded
+            loaded = load_onnx(path, device or "auto", threads=threads)
+        self.network, names, trained_with, facts, self.on_cpu = loaded
         self.path = path
         self.facts = {"classes": names, **facts}  # what the file tells of the model, for people
         self.trained_on = facts["settings"].get("dataset")  # None where the file does not say
@@ -119,7 +122,7 @@ class GlyphPredictor:
         self.class_names = [names[column] for column in self.columns]
         if prior not in PRIORS:
             raise ConfigError(f"prior: is {prior!r}; it is one of {', '.join(PRIORS)}")
-        self.prior = prior
+        self.frequencies = np.array([PRIORS[prior] if name.isdecimal() else 1.0 for name in self.class_names])
         self.min_confidence = min_confidence
         self.mode = mode or trained_with
         self.batch_size = batch_size
@@ -140,6 +143,7 @@ class GlyphPredictor:
             own.alphabet = frozenset(alphabet)
             own.columns = [own.columns[column] for column in chosen]
             own.class_names = [own.class_names[column] for column in chosen]
+            own.frequencies = own.frequencies[chosen]
         if min_confidence is not None:
             own.min_confidence = min_confidence
         if pattern is not None:
@@ -297,8 +301,7 @@ class GlyphPredictor:
     def of_alphabet(self, probabilities: Probabilities) -> Probabilities:
         """A network's probabilities of all classes as those of the alphabet's with the prior, float64 [N, C]."""
         # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
-        frequencies = [PRIORS[self.prior] if name.isdecimal() else 1.0 for name in self.class_names]
-        chosen = probabilities[:, self.columns] * np.array(frequencies) + 1e-300
+        chosen = probabilities[:, self.columns] * self.frequencies + 1e-300
         if not np.isfinite(chosen).all():
             raise CheckpointError("the model's outputs are not finite: it is damaged")
         shares: Probabilities = chosen / chosen.sum(axis=1, keepdims=True)
@@ -348,7 +351,7 @@ class GlyphPredictor:
     def rank(self, shares: Probabilities, top_k: int) -> Iterator[tuple[Candidate, ...]]:
         """The likeliest classes of each row of probabilities over the alphabet, float [N, C]."""
         order = np.argsort(-shares, axis=1, kind="stable")[:, :top_k]
-        ranked = np.take_along_axis(shares, order, axis=1).round(DECIMALS)
+        ranked = shares[np.arange(len(shares))[:, None], order].round(DECIMALS)
         for columns, values in zip(order.tolist(), ranked.tolist(), strict=True):
             yield tuple(Candidate(self.class_names[c], p) for c, p in zip(columns, values, strict=True))
 

@@ -26,12 +26,8 @@ export class Paper {
 
   place(event) {
     const box = this.canvas.getBoundingClientRect();
-    const side = Math.min(box.width, box.height); // object-fit: contain
-    const scale = this.canvas.width / side;
-    return [
-      (event.clientX - box.left - (box.width - side) / 2) * scale,
-      (event.clientY - box.top - (box.height - side) / 2) * scale,
-    ];
+    const scale = this.canvas.width / box.width;
+    return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   }
 
   begin(point) {
