@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glyphs.arrays import Bytes, Floats
 from glyphs.data.idx import read_idx
+from glyphs.evaluation.metrics import calibration_error
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.plots import plot_misclassified
@@ -124,12 +125,15 @@ def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: st
         f"\nAccuracy on pictures that the weights in the box were not trained on, {len(names)} classes, {prior} prior"
     )
     shift = torch.tensor([math.log(PRIORS[prior]) if name.isdecimal() else 0.0 for name in names])
+    confidences, correct = [], []
     for folder in ("photos", "drawings", "user_singles"):
         chosen = [picture for picture in list_pictures(data_dir, folder) if picture.held_out]
         glyphs = [preprocess(picture.path) for picture in chosen]
         truth = np.array([true_class(picture.path, names) for picture in chosen])
         answers = predict(model, glyphs, shift)
         hits = answers.classes == truth
+        confidences.append(torch.from_numpy(answers.probabilities[answers.classes >= 0]).double())
+        correct.append(torch.from_numpy(hits[answers.classes >= 0]))
         refused = np.array([glyph.status != "ok" for glyph in glyphs])
         digits = np.array([names[true].isdecimal() for true in truth], dtype=bool)
         for name, of_group in groups(folder, chosen, digits).items():
@@ -141,6 +145,8 @@ def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: st
                 if answer != true
             ]
             show_failures(failures, sheets / folder)
+    error = calibration_error(torch.cat(confidences), torch.cat(correct))
+    print(f"  calibration error {error:.3f} over all {sum(map(len, correct)):,} answers")
 
 
 def groups(folder: str, pictures: list[Picture], digits: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:

@@ -18,7 +18,7 @@ FOLDER = ROOT / "pretrained"
 
 @pytest.mark.parametrize(
     ("file", "split", "floor"),  # of every seventh image; three standard errors below the accuracy on all
-    [("glyphs47.pth", "balanced", 0.87), ("glyphs62.pth", "byclass", 0.83)],
+    [("glyphs47.pth", "balanced", 0.87), ("glyphs62.pth", "byclass", 0.79)],
 )
 def test_real_test_images(file: str, split: str, floor: float, data_dir: Path) -> None:
     model, _, names = load_model(FOLDER / file)
@@ -30,7 +30,7 @@ def test_real_test_images(file: str, split: str, floor: float, data_dir: Path) -
 
 @pytest.mark.parametrize(
     ("kind", "step", "floor"),  # three standard errors below the accuracy on all that were held out from training
-    [("photos", 6, 0.82), ("drawings", 3, 0.82), ("user_singles", 1, 0.80)],
+    [("photos", 6, 0.85), ("drawings", 3, 0.85), ("user_singles", 1, 0.80)],
 )
 def test_real_pictures_held_out_from_training(kind: str, step: int, floor: float, data_dir: Path) -> None:
     predictor = GlyphPredictor(FOLDER / "glyphs47.pth", "cpu")
