@@ -28,6 +28,7 @@ from glyphs.inference.reader import (
     set_case,
     split_words,
 )
+from glyphs.pictures.background import without_background
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.page import Box, Line, Page, Piece, cut_piece, find_lines, find_parts
 from tests.conftest import ROOT
@@ -371,6 +372,37 @@ def test_a_letter_at_the_edge_is_text_and_a_sliver_is_not() -> None:
     boxes = {part.box for part in find_parts(mask)}
     assert Box(0, 20, 78, 30) in boxes
     assert len(boxes) == 9
+
+
+def on_a_table(sheet: Image.Image, angle: float, tone: int) -> Image.Image:
+    """A sheet that lies aslant on a table of grained wood, photographed in light that falls from one side."""
+    width, height = sheet.width + 260, sheet.height + 200
+    grain = np.random.default_rng(0).normal(0, 12, (height // 4 + 1, 8)).repeat(4, 0)[:height]
+    table = Image.fromarray(np.clip(tone + np.repeat(grain, width // 8 + 1, 1)[:, :width], 0, 255).astype(np.uint8))
+    turned = sheet.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    cover = Image.new("L", sheet.size, 255).rotate(angle, expand=True)
+    table.paste(turned, (100, 60), cover)
+    light = np.linspace(0.7, 1, width)
+    return Image.fromarray((np.asarray(table) * light).astype(np.uint8))
+
+
+@pytest.mark.parametrize("tone", [30, 110, 150])
+@pytest.mark.parametrize("angle", [0, 5])
+def test_a_sheet_on_a_table_is_read_and_the_table_is_not(predictor: GlyphPredictor, tone: int, angle: float) -> None:
+    sheet = Image.new("L", (620, 300), 235)
+    sheet.paste(write(["HELLO", "NR 4736"]).resize((540, 240)).point(lambda value: value * 235 // 255), (40, 30))
+    assert predictor.read(sheet).text == "HELLO\nNR 4736"
+    assert predictor.read(on_a_table(sheet, angle, tone)).text == "HELLO\nNR 4736"
+
+
+def test_what_covers_the_picture_is_no_sheet_on_a_table() -> None:
+    page = to_grey(write(["ABC", "DEF"]))
+    bar = np.zeros((60, 40), np.float32)
+    bar[8:52, 15:25] = 1
+    light = np.linspace(0.2, 1, page.shape[1], dtype=np.float32)
+    for picture in (page, 1 - page, page * light, page[8:-8, 15:90]):
+        assert without_background(picture) is None
+    assert find_lines(bar).lines  # white on black: a sheet without a text, or a character
 
 
 @pytest.mark.parametrize(

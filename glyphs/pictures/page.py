@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from glyphs.arrays import Floats, Mask
+from glyphs.pictures.background import without_background
 from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid
 from glyphs.pictures.morphology import closing, dilate, opening, windows
@@ -149,6 +150,16 @@ def union(boxes: list[Box]) -> Box:
 
 def find_lines(grey: Floats) -> Page:
     """The lines of text in a picture, float32 [H, W] from 0 (black) to 1; none where it shows no ink."""
+    bare = without_background(grey)
+    if bare is not None:
+        page = lines_on_paper(bare)
+        if page.lines:
+            return page
+    return lines_on_paper(grey)
+
+
+def lines_on_paper(grey: Floats) -> Page:
+    """As find_lines, of a picture that shows paper from edge to edge."""
     height, width = grey.shape
     zoom = max(SMALL_SIDE / min(height, width), LARGE_SIDE / max(height, width))
     zoom = min(max(1, math.ceil(zoom)), MOST_ZOOM)
