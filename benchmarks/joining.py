@@ -16,14 +16,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from glyphs.inference.parts import Parts
-from glyphs.inference.rows import Candidate, Prediction
-from glyphs.process import run, say
+from glyphs.inference.rows import Candidate, Prediction, RowKind
+from glyphs.process import run
 
 CANDIDATES = tuple(Candidate(label, 0.2) for label in "ABCDE")
 
 
 def parts_of(output: Path) -> Parts:
-    return Parts(output, {}, answer="prediction", block=128, number=0, count=1, meet=lambda: None)
+    return Parts(
+        output, {}, kind=RowKind("prediction", len(CANDIDATES)), block=128, number=0, count=1, meet=lambda: None
+    )
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
             for name, _ in parts.share(names):
                 parts.write(Prediction(name, "ok", "A", 0.2, CANDIDATES))
         written = time.process_time()
-        parts.join(names, say)
+        parts.join(names, lambda row: None)
         joined = time.process_time()
         tracemalloc.start()
         again = parts_of(output)

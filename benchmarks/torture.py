@@ -48,6 +48,7 @@ from glyphs.data.folder import INDEX, PIXELS, load_folders
 from glyphs.data.idx import read_idx
 from glyphs.errors import GlyphError
 from glyphs.export import export_model
+from glyphs.inference.forms import read_form
 from glyphs.inference.networks import load_onnx
 from glyphs.inference.reader import read_words
 from glyphs.inference.results import json_row, open_results
@@ -130,6 +131,10 @@ def write_kinds(folder: Path, checkpoint: Path, exported: Path) -> dict[str, Kin
     add("config.json", "config.json", json.dumps(Config().to_dict(), indent=2).encode(), read_config)
     rows = b"".join(json_row(Prediction(f"{i}.png", "ok", "A", 0.5)) + b"\n" for i in range(5))
     add("results to go on with", "results.jsonl", rows, resume)
+    fields = [{"name": name, "box": [9, 9, 90, 30], "pattern": "[0-9]{5}"} for name in ("one", "two")]
+    corners = [[5, 5], [95, 5], [95, 45], [5, 45]]
+    form = {"size": [100, 50], "marks": corners, "form": None, "fields": fields}
+    add("form", "fields.json", json.dumps(form, indent=2).encode(), read_form)
     add("word list", "words.txt", "one\ntwo\nzwölf\n".encode(), read_words)
 
     data, cache = folder / "data", folder / "cache"

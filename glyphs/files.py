@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,14 @@ import filelock
 
 from glyphs.errors import GlyphError
 
+try:
+    import fcntl
+except ImportError:  # as on Windows
+    fcntl = None  # type: ignore[assignment]
+
+NO_BYTES = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")  # surrogates that stand for no byte of a name
+
+LONGEST_NAME = 250  # of the 255 bytes that file systems allow, those that writing aside leaves
 LOCK = ".lock"  # the file in a folder that says that a process holds it
 
 
@@ -22,8 +31,17 @@ def pretrained_folder() -> Path:
 
 
 def valid_utf8(name: str) -> str:
-    """A file's name with the bytes that are not UTF-8, which Python keeps as surrogates, written like `\\xe9`."""
+    """A file's name with the bytes that are not UTF-8, which Python keeps as surrogates, written like `\\xe9`.
+
+    Other surrogates, which a JSON file can hold, are written like `\\ud800`.
+    """
+    name = NO_BYTES.sub(lambda found: f"\\u{ord(found[0]):x}", name)
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def too_long(path: Path) -> bool:
+    """Whether a file's name is too long to be written."""
+    return len(os.fsencode(path.name)) > LONGEST_NAME
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -40,19 +58,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises
     ------
-    GlyphError : it cannot be written (no permission, disk full); the old file is as it was.
+    GlyphError : it cannot be written (no permission, disk full), or another process writes it; the old file is as it
+        was.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+        if path.is_dir():  # now, not when all is done
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with open_alone(aside, path) as file:
+            try:
+                file.truncate()
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if fcntl:  # while nobody else has it
+                    aside.replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    aside.unlink(missing_ok=True)
+                raise
+        if not fcntl:  # Windows renames no open file
+            aside.replace(path)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
             raise
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder and its permissions"
         kept = "; the file of before is untouched" if os.path.exists(path) else ""  # noqa: PTH110 - never raises
@@ -64,6 +92,53 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_alone(aside: Path, path: Path) -> BinaryIO:
+    """Open the file that is to take a path's place, and keep other processes from it until it is closed.
+
+    It may hold what a process that was killed has left.
+
+    Raises
+    ------
+    GlyphError : another process writes it.
+    OSError : it cannot be opened.
+    """
+
+    def untruncated(name: str, flags: int) -> int:
+        return os.open(name, flags & ~os.O_TRUNC, 0o666)
+
+    while True:
+        file = open(aside, "wb", opener=untruncated)  # noqa: SIM115 - a Path takes no opener
+        try:
+            claim_file(file, path)
+            if not fcntl or os.path.samestat(os.fstat(file.fileno()), aside.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # the one who had it was done meanwhile, and gave it its name
+
+
+def claim_file(file: BinaryIO, path: Path) -> None:
+    """Keep other processes that claim an open file out until it is closed; the lock dies with its process.
+
+    Where the system or the file system has no locks, nobody is kept out.
+
+    Raises
+    ------
+    GlyphError : another process has claimed it; `path` is how users know it.
+    """
+    if not fcntl:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise GlyphError(f"{path}: another process is writing it; wait for it, or choose another file") from None
+    except OSError:
+        pass
 
 
 @contextlib.contextmanager

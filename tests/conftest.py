@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import glyphs.files
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
 from glyphs.data.demo import render_demo
@@ -64,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 class Disk:
-    """Stands between `Path.open` and the disk, which fills up or may only be read when a test wishes.
+    """Stands between those who open files and the disk, which fills up or may only be read when a test wishes.
 
     Attributes
     ----------
@@ -85,6 +86,7 @@ class Disk:
             patch.setattr(
                 Path, "open", lambda path, mode="r", *rest, **options: self.open(path, mode, *rest, **options)
             )
+            patch.setattr(glyphs.files, "open", self.open, raising=False)
             yield
 
     def open(self, path: Path, mode: str, *rest: Any, **options: Any) -> Any:
@@ -92,7 +94,7 @@ class Disk:
             return self.real_open(path, mode, *rest, **options)
         if self.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        file = FileOnDisk(path, mode.replace("b", ""))
+        file = FileOnDisk(path, mode.replace("b", ""), opener=options.get("opener"))
         file.disk = self
         if options.get("buffering") == 0:
             return file

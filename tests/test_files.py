@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 import glyphs.files
 from glyphs.errors import GlyphError
-from glyphs.files import claim_folder, replace_file
+from glyphs.files import claim_folder, replace_file, replacing, valid_utf8
 from tests.conftest import ROOT, refused, run_python
 
 CLAIM = """
@@ -191,3 +192,82 @@ def test_claim_that_fails_its_probe_gives_the_lock_back(tmp_path: Path, monkeypa
             pass
     with claim_folder(tmp_path):
         pass
+
+
+def write_slowly(path: Path) -> "subprocess.Popen[str]":
+    """Start a process that has half written a file, and ends it when it is told to; return when it has."""
+    code = """
+        import sys
+        from pathlib import Path
+        from glyphs.files import replacing
+        with replacing(Path(sys.argv[1])) as file:
+            file.write(b"half ")
+            file.flush()
+            print("half", flush=True)
+            sys.stdin.readline()
+            file.write(b"and half")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+def test_of_two_processes_that_write_one_file_the_second_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with write_slowly(path) as process:
+        with refused(GlyphError, path, "another process is writing it"):
+            replace_file(path, b"the second")
+        process.communicate("\n", timeout=300)
+    assert path.read_bytes() == b"half and half"
+    replace_file(path, b"the third")
+    assert path.read_bytes() == b"the third"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with write_slowly(path) as process:
+        process.kill()
+    assert Path(f"{path}.tmp").exists()
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_was_given_its_name_meanwhile_is_not_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.csv"
+    aside = Path(f"{path}.tmp")
+    aside.write_bytes(b"another's")
+    claim = glyphs.files.claim_file
+
+    def too_late(file: BinaryIO, path: Path) -> None:
+        if aside.exists() and aside.read_bytes() == b"another's":
+            aside.rename(tmp_path / "b.csv")
+        claim(file, path)
+
+    monkeypatch.setattr(glyphs.files, "claim_file", too_late)
+    replace_file(path, b"mine")
+    assert path.read_bytes() == b"mine"
+    assert (tmp_path / "b.csv").read_bytes() == b"another's"
+
+
+def test_a_folder_in_the_way_is_known_before_the_work(tmp_path: Path) -> None:
+    with refused(GlyphError, tmp_path, "cannot be written", "directory"), replacing(tmp_path):
+        pytest.fail("it began")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("é.png", "é.png"), ("\udce9", r"\xe9"), ("\ud800\udc7f", r"\ud800\udc7f"), ("\udd00", r"\udd00")],
+)
+def test_a_name_is_always_text(name: str, written: str) -> None:
+    assert valid_utf8(name) == written

@@ -5,14 +5,17 @@ import csv
 import io
 import json
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 import inference
-from glyphs.errors import ConfigError, DataError
+from glyphs.arrays import Floats
+from glyphs.errors import ConfigError, DataError, GlyphError, PictureError
 from glyphs.inference.forms import Field, Form, read_form
 from glyphs.pictures.boxes import find_boxes
 from glyphs.pictures.decode import to_grey
@@ -198,7 +201,12 @@ GOOD = {"size": [100, 50], "marks": None, "fields": [{"name": "a", "box": [1, 2,
     [
         ({"size": [100]}, '"size" is not the width and height'),
         ({"size": [100, 1e999]}, '"size" is not the width and height'),
+        ({"size": [10**400, 50]}, '"size" is not the width and height'),
+        ({"size": [10**6, 10**6]}, '"size" is not the width and height'),
         ({"marks": [[1, 2]]}, '"marks" are not four corners'),
+        ({"marks": [[1, 1], [2, 1], [2, 2], [1, 2]]}, '"marks" are not four corners of the form'),  # a scan of 10^11
+        ({"marks": [[1, 2], [190, 2], [190, 40], [1, 40]]}, '"marks" are not four corners of the form'),
+        ({"marks": [[0, 0], [1e300, 0], [1e300, 1e300], [0, 1e300]]}, '"marks" are not four corners'),
         ({"form": 3}, '"form" is the picture of an empty form'),
         ({"form": "a.png", "marks": [[1, 2], [90, 2], [90, 40], [1, 40]]}, "one of them is null"),
         ({"form": str(ROOT / "samples" / "number.jpg")}, '"size" is not that of'),
@@ -239,6 +247,8 @@ def test_what_no_field_can_hold_names_the_field(limit: dict[str, str], fact: str
         (["--image", "a.png", "--review", "r.html"], "--review is for --fields"),
         (["--image", "a.png", "--fields", "f.json", "--review", "r.txt"], "ends in .html"),
         (["--serve", "--fields", "f.json"], "--fields does not go with --serve"),
+        (["--image", "a.png", "--fields", "f.json", "--output", "./f.json"], "--output would replace the file of --fi"),
+        (["--image", "a.png", "--text", "--words", "w.csv", "--output", "w.csv"], "would replace the file of --words"),
     ],
 )
 def test_what_means_nothing_is_refused(arguments: list[str], fact: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,3 +256,53 @@ def test_what_means_nothing_is_refused(arguments: list[str], fact: str, capsys: 
         inference.main(arguments)
     [line] = capsys.readouterr().err.splitlines()
     assert fact in line
+
+
+def test_a_review_that_cannot_be_written_is_known_before_the_scans_are_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.html").mkdir()
+    for review in ("missing/r.html", "r.html"):
+        with refused(GlyphError, tmp_path / review, "cannot be written"):
+            read(folder, tmp_path / "table.csv", "--review", str(tmp_path / review))
+        assert not (tmp_path / "table.csv").exists()
+
+
+def test_a_review_of_rows_that_were_changed_by_hand(folder: Path, tmp_path: Path) -> None:
+    rows = [{"file": f"{i}.jpg", "status": "ok", "fields": dict.fromkeys(NAMES, 3)} for i in range(2)]
+    output = tmp_path / "table.jsonl"
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with refused(DataError, output, "line 1 is not a row of a form"):
+        read(folder, output, "--review", str(tmp_path / "r.html"))
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "fields.json"
+    path.write_text(json.dumps(GOOD | {"fields": [{"name": "\ud800", "box": [1, 2, 30, 40]}]}))
+    with refused(DataError, path, 'field 1: has no "name"'):
+        read_form(path)
+    path.write_text(json.dumps(GOOD | {"form": "\ud800.png"}))
+    with refused(PictureError, r"\ud800.png: cannot be opened"):
+        read_form(path)
+
+
+def test_a_form_of_ten_thousand_fields_is_read_at_once(tmp_path: Path) -> None:
+    fields = [{"name": f"field {number}", "box": [1, 2, 30, 40]} for number in range(10_000)]
+    (tmp_path / "fields.json").write_text(json.dumps(GOOD | {"fields": fields}))
+    began = time.process_time()
+    assert len(read_form(tmp_path / "fields.json").fields) == 10_000
+    assert time.process_time() - began < 3  # it was 10 when each column was looked for among all
+
+
+def test_a_fault_of_the_program_costs_one_scan(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Form.straighten
+
+    def straighten(form: Form, grey: Floats, name: str) -> Any:
+        return whole(form, grey, name) if name != "0.jpg" else 1 // 0
+
+    monkeypatch.setattr(Form, "straighten", straighten)
+    assert read(folder, tmp_path / "table.jsonl") == 3
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [row["status"] == "failed" for row in rows] == [True, False]
+    assert "0.jpg: this program has a fault that the picture brings out" in rows[0]["error"]

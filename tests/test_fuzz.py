@@ -17,6 +17,7 @@ MUTATIONS = {
     "IDX, gzipped": 300,
     "config.json": 300,
     "results to go on with": 300,
+    "form": 300,
     "word list": 300,
     "cache index.jsonl": 40,
     "cache glyphs.u8": 40,

@@ -22,7 +22,7 @@ from glyphs.config import Config
 from glyphs.data.emnist import MERGED_47
 from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.rows import Prediction
+from glyphs.inference.rows import Prediction, Reading
 from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.pictures.glyph import preprocess
 from glyphs.process import Interrupted
@@ -288,6 +288,7 @@ def test_a_drawing(
         ([], "--image"),
         (["--image", "a.png", "--batch", "."], "not allowed"),
         (["--image", "a.png", "--top-k", "0"], "--top-k"),
+        (["--image", "a.png", "--top-k", "1000000000"], "--top-k is at most 1,000"),
         (["--image", "a.png", "--min-confidence", "1.5"], "--min-confidence"),
         (["--image", "a.png", "--min-confidence", "nan"], "--min-confidence"),
         (["--image", "a.png", "b.png", "--visualize", "drawn.png"], "into a folder"),
@@ -411,3 +412,34 @@ def test_names_that_are_not_utf8_in_an_ascii_pipe(model: Path, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(os.fsencode(tmp_path) + rb"/\xe9/\u5b57.png" + b"\tok\t")
+
+
+def test_a_table_whose_name_is_too_long_is_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reading, "table", [["1"]])
+    (tmp_path / "pictures").mkdir()
+    for name in ("x" * 244, "short"):
+        draw_glyph().save(tmp_path / "pictures" / f"{name}.png")
+    command = ["--model", model, "--batch", tmp_path / "pictures", "--text", "--tables", tmp_path / "tables"]
+    assert infer(*command, "--output", tmp_path / "rows.jsonl") == 0
+    assert capsys.readouterr().err.count("is not saved, its name is too long") == 1
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["short.png.csv"]
+
+
+def test_drawings_that_have_no_place_are_known_before_the_pictures_are_read(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with refused(GlyphError, tmp_path / "file" / "drawn", "cannot be written"):
+        infer(
+            "--model",
+            model,
+            "--batch",
+            pictures,
+            "--output",
+            tmp_path / "r.csv",
+            "--visualize",
+            tmp_path / "file" / "drawn",
+        )
+    assert not (tmp_path / "r.csv").exists()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from glyphs.commands.read import SOME_FAILED, read_together
 from glyphs.commands.read_arguments import parse
 from glyphs.errors import ConfigError, DataError, GlyphError
 from glyphs.inference.parts import Parts, parts_folder
+from glyphs.process import Interrupted
 from tests.conftest import ROOT, finish, refused, torchrun
 from tests.small import draw_glyph, save_small_onnx
 
@@ -275,3 +277,15 @@ def test_one_process_that_fails_ends_all_with_its_message_and_the_same_command_g
     assert status == 0, said
     inference.main([*command, "--output", str(tmp_path / "alone.jsonl")])
     assert output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_whoever_is_stopped_hears_what_is_kept(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = alone(command, tmp_path / "alone.jsonl")
+    stopped(command, tmp_path / "rows.jsonl", 2)
+    (tmp_path / "rows.jsonl.parts" / "0001-00001.part").unlink()
+    with patch.object(Parts, "write", side_effect=Interrupted(signal.SIGINT)), pytest.raises(Interrupted):
+        inference.main([*command, "--output", str(tmp_path / "rows.jsonl")])
+    assert "rows.jsonl.parts keeps the rows so far; the same command goes on" in capsys.readouterr().err
+    assert alone(command, tmp_path / "rows.jsonl") == whole

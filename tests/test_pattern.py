@@ -1,6 +1,9 @@
 """Patterns: their automata agree with Python's `re`, and the lattice is searched for the texts that they know."""
 
+import random
 import re
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from glyphs.inference.lattice import matching_path
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import read_page
 from glyphs.pictures.page import Box, Line, Page, Piece
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused
 from tests.test_reader import write
 
 MODEL = ROOT / "pretrained" / "glyphs47.onnx"
@@ -229,3 +232,29 @@ def test_the_flag_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--pattern is for --text" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"pattern '\[0-9'"):
         inference.main([*command[:2], "--text", "--pattern", "[0-9"])
+
+
+def test_a_long_list_of_words_is_a_trie_of_arrays() -> None:
+    rng = random.Random(0)
+    words = [
+        "".join(rng.choices("abcdefgh\N{GREEK SMALL LETTER BETA}\U0001f600", k=rng.randint(1, 9)))
+        for _ in range(20_000)
+    ]
+    tracemalloc.start()
+    automaton = word_automaton([*words, *words[:9], ""], "ABC")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    prefixes = {word[:length] for word in words for length in range(1, len(word) + 1)}
+    assert len(automaton.symbol) == len(prefixes) + 3
+    assert most < 300 * len(prefixes)  # bytes; of sets of what follows each it would be over a thousand
+    listed = set(words)
+    lexicon = replace(automaton, symbols=(*automaton.symbols[:-2], frozenset(), frozenset()))  # nothing but the list
+    for word in words[:500]:
+        assert lexicon.accepts(word)
+        assert lexicon.accepts(f"{word} {words[0]}")
+        assert lexicon.accepts(word[:-1]) == (word[:-1] in listed)
+
+
+def test_a_pattern_is_text() -> None:
+    with refused(ConfigError, r"pattern '\udce9'", "is not UTF-8 text"):
+        pattern_automaton("\udce9")

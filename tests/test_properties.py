@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import glyphs.pictures.glyph
+from glyphs.arrays import Floats
 from glyphs.data.folder import prepare
 from glyphs.errors import PictureError
 from glyphs.inference.predictor import GlyphPredictor
+from glyphs.inference.reader import read_page
 from glyphs.pictures.glyph import Mode, preprocess
+from glyphs.pictures.page import Page, find_lines
 from tests.small import draw_glyph, save_small_onnx
 
 # The same pictures in every run, as many as take seconds.
@@ -114,3 +117,25 @@ def test_a_fault_of_the_program_costs_one_picture_and_is_described(tmp_path: Pat
 def test_a_fault_of_the_program_costs_a_folder_one_picture(tmp_path: Path, mode: Mode) -> None:
     Image.new("L", (20, 13)).save(tmp_path / "odd.png")
     assert "ZeroDivisionError" in str(prepare(str(tmp_path / "odd.png"), mode))
+
+
+def test_a_fault_of_the_program_costs_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: dict[str, Any] = {}
+
+    def find(grey: Floats) -> Page:
+        return find_lines(grey) if grey.shape[0] != 13 else nothing["lines"]
+
+    def read(page: Page, *rest: Any) -> Any:
+        return read_page(page, *rest) if page.ink.shape[1] % 17 else 1 // 0
+
+    monkeypatch.setattr("glyphs.inference.predictor.find_lines", find)
+    monkeypatch.setattr("glyphs.inference.predictor.read_page", read)
+    sizes = {"a.png": (80, 80), "b.png": (20, 13), "c.png": (170, 100), "d.png": (80, 80)}
+    for name, size in sizes.items():
+        draw_glyph().resize(size).save(tmp_path / name)
+    predictor = GlyphPredictor(save_small_onnx(tmp_path / "model.onnx"))
+    rows = list(predictor.read_stream((name, tmp_path / name) for name in sizes))
+    assert [row.status for row in rows] == ["ok", "failed", "failed", "ok"]
+    for row, fault in ((rows[1], "KeyError"), (rows[2], "ZeroDivisionError")):
+        assert f"{row.file}: this program has a fault" in str(row.error)
+        assert fault in str(row.error)

@@ -416,3 +416,8 @@ def test_marks_are_told_from_small_letters(top: int, bottom: int, width: int, ma
 
     line = Line([at(0, 0, 100, 50), at(60, top, bottom, width), at(120, 0, 100, 50), at(180, 0, 100, 50)], 100)
     assert is_mark(line, 1) is mark
+
+
+def test_a_word_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes("one\r\ntwo".encode("utf-8-sig"))
+    assert read_words(tmp_path / "words.txt") == ["one", "two"]

@@ -9,8 +9,8 @@ import pytest
 
 from glyphs.errors import ConfigError, DataError, GlyphError
 from glyphs.inference import results as results_module
-from glyphs.inference.results import open_pipe, open_results, open_terminal
-from glyphs.inference.rows import Candidate, Character, Prediction, Reading, RowKind, TextLine, Word
+from glyphs.inference.results import json_row, open_pipe, open_results, open_terminal
+from glyphs.inference.rows import Candidate, Character, FormReading, Prediction, Reading, RowKind, TextLine, Word
 from tests.conftest import refused
 
 SURE = Prediction("a.png", "ok", "A", 0.75, (Candidate("A", 0.75), Candidate("4", 0.25)))
@@ -234,3 +234,33 @@ def test_hocr_has_pages_lines_and_words(tmp_path: Path) -> None:
         open_results(tmp_path / "r.hocr", RowKind("prediction", 5))
     with refused(ConfigError, "r.hocr", "hOCR is for texts: choose another suffix"):
         open_results(tmp_path / "r.hocr", RowKind("fields", fields=("name",)))
+
+
+def test_of_two_programs_that_add_to_json_lines_the_second_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with open_results(path, RowKind("prediction", 2)) as results:
+        results.write(ROWS[0])
+        with refused(GlyphError, path, "another process is writing it"):
+            write(path, ROWS)
+        results.write(ROWS[1])
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_rows_of_a_form_are_not_gone_on_with_by_another_form(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(json_row(FormReading("0.png", "failed", error="0.png: is empty")) + b"\n")
+    for fields in (("a", "b"), ("b", "a")):
+        with open_results(path, RowKind("fields", fields=fields)) as results:
+            results.write(FormReading(f"{fields}.png", "ok", 0.5, {name: Reading(None, "no_glyph") for name in fields}))
+    before = path.read_bytes()
+    other = open_results(path, RowKind("fields", fields=("a",)))
+    with refused(DataError, path, "rows of forms with other fields"), other:
+        pytest.fail("it began")
+    assert path.read_bytes() == before
+
+
+def test_hocr_is_xml_whatever_a_class_is_called(tmp_path: Path) -> None:
+    word = Word("a\x01\uffff", (0, 0, 9, 9), ())
+    with open_results(tmp_path / "r.hocr", RowKind("text")) as results:
+        results.write(Reading("a.png", "ok", 0.5, (TextLine(word.text, word.box, (word,)),), size=(9, 9)))
+    assert "a\N{REPLACEMENT CHARACTER}" in "".join(ElementTree.parse(tmp_path / "r.hocr").getroot().itertext())

@@ -1,7 +1,10 @@
 """Collection sheets: printed, filled in and photographed by a program, cut, and trained on."""
 
 import itertools
+import shutil
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +28,10 @@ from glyphs.pictures.sheet import (
     MOST_ROWS,
     PAPER,
     TOP,
+    SheetPage,
     classes_of,
     cut_sheet,
+    decode,
     paginate,
 )
 from samples.fill import Floats, fill, photograph
@@ -232,3 +237,48 @@ def test_what_means_nothing_is_refused(arguments: list[str], fact: str, capsys: 
         inference.main(arguments)
     [line] = capsys.readouterr().err.splitlines()
     assert fact in line
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "repeat", "names"),
+    [
+        (1, 1, 1, ["../../a"]),
+        (1, 1, 1, ["a/b"]),
+        (1, 1, 1, [".."]),
+        (1, 1, 1, ["", "b"]),
+        (1, 1, 1, ["a\x07"]),
+        (1, 1, 200, ["a", "b"]),
+        (1, 1, 0, ["a"]),
+        (0, 1, 1, ["a"]),
+        (3, 2, 1, ["a"]),
+    ],
+)
+def test_a_code_that_this_program_did_not_print_is_none(number: int, count: int, repeat: int, names: list[str]) -> None:
+    assert decode(SheetPage(number, count, repeat, tuple(names)).content().ljust(CAPACITY, b"\0")) is None
+
+
+def test_a_code_of_bytes_that_are_no_text_is_none() -> None:
+    good = SheetPage(1, 1, 1, ("ab",))
+    assert decode(good.content().ljust(CAPACITY, b"\0")) == good
+    text = good.content()[:-4].replace(b"ab", b"\xff/")
+    assert decode((text + zlib.crc32(text).to_bytes(4, "big")).ljust(CAPACITY, b"\0")) is None
+
+
+def test_a_photograph_that_cannot_be_cut_stops_no_other(
+    filled: Floats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photograph(filled, np.random.default_rng(1)).save(photos / "page.jpg", quality=85)
+    shutil.copy(photos / "page.jpg", photos / "odd.jpg")
+    shutil.copy(photos / "page.jpg", photos / f"{'n' * 240}.jpg")
+
+    def cut(grey: NDArray[np.float32], name: str) -> Any:
+        return cut_sheet(grey, name) if name != "odd.jpg" else 1 // 0
+
+    monkeypatch.setattr("glyphs.commands.sheets.cut_sheet", cut)
+    assert inference.main(["--cut", str(tmp_path / "own"), "--batch", str(photos)]) == 3
+    said = capsys.readouterr().err
+    assert "odd.jpg: this program has a fault that the picture brings out" in said
+    assert "n.jpg: has a name too long for what is cut from it" in said
+    assert "pictures cut from 1 sheets" in said

@@ -8,7 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -16,8 +16,8 @@ from glyphs.commands.read_arguments import service_settings
 from glyphs.commands.sheets import cut_sheets, print_sheet
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
-from glyphs.errors import ConfigError, PictureError
-from glyphs.files import explain_write_error, valid_utf8
+from glyphs.errors import ConfigError, DataError, PictureError
+from glyphs.files import explain_write_error, replacing, too_long, valid_utf8
 from glyphs.inference.forms import (
     Doubtful,
     Form,
@@ -42,14 +42,13 @@ from glyphs.inference.results import (
     save_pixels,
     save_table,
 )
-from glyphs.inference.rows import FormReading, Row, RowKind
+from glyphs.inference.rows import FormReading, Reading, Row, RowKind
 from glyphs.pictures.decode import Source, open_picture
 from glyphs.pictures.find import PictureFolder
 from glyphs.process import Interrupted, launched, say
 from glyphs.progress import line_above, progress
 from glyphs.text import one_line
 
-LONGEST_NAME = 250  # of the 255 bytes that file systems allow, those that writing aside leaves
 SOME_FAILED = 3  # the exit status
 
 
@@ -92,25 +91,29 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     images = images_of(arguments)
     folder = PictureFolder(arguments.batch) if arguments.batch else None
     doubtful: Doubtful = {}
-    with rows as results:
-        try:
-            failed = predict(reader, folder or images, arguments, results, doubtful)
-        except Interrupted:
-            if arguments.output:
-                say(f"{arguments.output}: {results.after_interruption()}")
-            raise
-        sys.stdout.flush()  # here, where a reader who has gone is no error
-    if folder or arguments.output:
-        say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
-    if isinstance(reader, FormReader) and arguments.review:
-        review(reader, folder or images, arguments, doubtful)
-    if arguments.visualize and folder is None and len(images) == 1:
+    alone = folder is None and len(images) == 1
+    if arguments.visualize and not alone:
+        ensure_folder(arguments.visualize)  # now, not when all is read
+    with open_review(arguments) as page:
+        with rows as results:
+            try:
+                failed = predict(reader, folder or images, arguments, results, doubtful)
+            except Interrupted:
+                if arguments.output:
+                    say(f"{arguments.output}: {results.after_interruption()}")
+                raise
+            sys.stdout.flush()  # here, where a reader who has gone is no error
+        if folder or arguments.output:
+            say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
+        if isinstance(reader, FormReader) and page:
+            review(page, reader, folder or images, arguments, doubtful, results.counts.total())
+    if arguments.visualize and alone:
         if not failed:
             draw(predictor, images[0][1], arguments.visualize, arguments)
             say(f"drawn: {arguments.visualize}")
             show(arguments.visualize)
     elif arguments.visualize:
-        draw_all(predictor, folder or images, arguments)
+        draw_all(predictor, folder or images, arguments, results.counts.total())
     return SOME_FAILED if results.counts["failed"] else 0
 
 
@@ -208,35 +211,49 @@ def read_together(
         "average_views": arguments.average_views,
         "fields": arguments.fields and zlib.crc32(arguments.fields.read_bytes()),
     }
-    answer = kind_of(arguments, form).answer
+    kind = kind_of(arguments, form)
     folder = PictureFolder(arguments.batch)
-    block = config.batch_size if answer == "prediction" else 1
-    parts = Parts(arguments.output, about, answer=answer, block=block, number=number, count=count, meet=meet)
+    block = config.batch_size if kind.answer == "prediction" else 1
+    parts = Parts(arguments.output, about, kind=kind, block=block, number=number, count=count, meet=meet)
     if parts.paths:
         say(f"{parts.folder} holds {sum(parts.done.values()):,} rows: going on with the other pictures")
-    with parts.opened():
-        predictions = stream(reader, parts.share(folder), arguments)
-        if sys.stderr.isatty():
-            predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
-        for prediction, pixels in predictions:
-            target = arguments.save_preprocessed and arguments.save_preprocessed / f"{prediction.file}.png"
-            if target and pixels is not None and not too_long(target):  # process 0 tells of those that are
-                save_pixels(pixels, target)
-            if arguments.tables:
-                save_table(prediction, arguments.tables / f"{prediction.file}.csv")
-            parts.write(prediction)
-    meet()
     failed = 0
-    if number == 0:
-        for name, _ in folder if arguments.save_preprocessed else ():
-            target = arguments.save_preprocessed / f"{valid_utf8(name)}.png"
-            if parts.earlier.lacks(name) and too_long(target):
-                say(not_saved(target))
-        results = ResultFile(parts.write, counts=parts.join(folder, lambda error: say(one_line(error))))
-        say(f"{results.summary()}; {folder.skipped:,} other files skipped")
-        failed = results.counts["failed"]
-        if isinstance(reader, FormReader) and arguments.review:
-            review(reader, folder, arguments, {})
+    with open_review(arguments) if number == 0 else contextlib.nullcontext() as page:
+        with parts.opened():
+            predictions = stream(reader, parts.share(folder), arguments)
+            if sys.stderr.isatty():
+                predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
+            try:
+                for prediction, pixels in predictions:
+                    target = arguments.save_preprocessed and arguments.save_preprocessed / f"{prediction.file}.png"
+                    if target and pixels is not None and not too_long(target):  # process 0 tells of those that are
+                        save_pixels(pixels, target)
+                    table = arguments.tables and arguments.tables / f"{prediction.file}.csv"
+                    if table and not too_long(table):
+                        save_table(prediction, table)
+                    parts.write(prediction)
+            except Interrupted:
+                if number == 0:
+                    say(f"{parts.folder} keeps the rows so far; the same command goes on with the other pictures")
+                raise
+        meet()
+        if number == 0:
+            for name, _ in folder if arguments.save_preprocessed else ():
+                target = arguments.save_preprocessed / f"{valid_utf8(name)}.png"
+                if parts.earlier.lacks(name) and too_long(target):
+                    say(not_saved(target))
+
+            def tell(row: dict[str, Any]) -> None:
+                if row["error"]:
+                    say(one_line(row["error"]))
+                if arguments.tables and row["table"] and too_long(table := arguments.tables / f"{row['file']}.csv"):
+                    say(not_saved(table))
+
+            results = ResultFile(parts.write, counts=parts.join(folder, tell))
+            say(f"{results.summary()}; {folder.skipped:,} other files skipped")
+            failed = results.counts["failed"]
+            if isinstance(reader, FormReader) and page:
+                review(page, reader, folder, arguments, {}, results.counts.total())
     meet()  # the file is whole, whichever process ends first
     return SOME_FAILED if failed else 0
 
@@ -279,8 +296,12 @@ def predict(
     for prediction, pixels in predictions:
         failed += prediction.status == "failed"
         name = targets.get(str(prediction.file), str(prediction.file))
-        if arguments.tables:
-            save_table(prediction, arguments.tables / f"{name}.csv")
+        if arguments.tables and isinstance(prediction, Reading) and prediction.table:
+            target = arguments.tables / f"{name}.csv"
+            if too_long(target):
+                complain(not_saved(target))
+            else:
+                save_table(prediction, target)
         if arguments.save_preprocessed and pixels is not None:  # first: where this fails, the picture has no row yet
             target = arguments.save_preprocessed / f"{name}.png"
             if too_long(target):
@@ -300,28 +321,40 @@ def predict(
     return failed
 
 
-def too_long(path: Path) -> bool:
-    """Whether a file's name is too long to be written."""
-    return len(os.fsencode(path.name)) > LONGEST_NAME
-
-
 def not_saved(target: Path) -> str:
     return one_line(f"{target}: is not saved, its name is too long")
 
 
+def ensure_folder(folder: Path) -> None:
+    """Make a folder, with those that it lies in.  Raises GlyphError."""
+    with explain_write_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def open_review(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """The file of --review: where it cannot be written, that is known before the scans are read."""
+    return replacing(arguments.review) if arguments.review else contextlib.nullcontext()
+
+
 def review(
+    page: BinaryIO,
     reader: FormReader,
     pictures: Iterable[tuple[str, Source | PictureError]],
     arguments: argparse.Namespace,
     doubtful: Doubtful,
+    count: int,
 ) -> None:
     """Write the review sheet; a .jsonl file holds the rows of earlier runs and other processes, too."""
     if arguments.output and arguments.output.suffix.lower() == ".jsonl":
         doubtful = {}
         with arguments.output.open("rb") as rows:
-            for row in rows:
-                note_doubtful(json.loads(row), doubtful)
-    write_review(arguments.review, reader, pictures, doubtful)
+            for number, row in enumerate(rows, start=1):
+                try:
+                    note_doubtful(json.loads(row), doubtful)
+                except (TypeError, KeyError, AttributeError):
+                    raise DataError(f"{arguments.output}: line {number} is not a row of a form; mend it") from None
+    pictures = progress(pictures, total=count, desc="review", unit=" scans", delay=1)
+    write_review(page, reader, pictures, doubtful)
     say(f"{arguments.review}: {sum(map(len, doubtful.values())):,} fields to look at")
 
 
@@ -331,20 +364,22 @@ def draw(predictor: GlyphPredictor, picture: Source, path: Path, arguments: argp
 
 
 def draw_all(
-    predictor: GlyphPredictor, pictures: Iterable[tuple[str, Source | PictureError]], arguments: argparse.Namespace
+    predictor: GlyphPredictor,
+    pictures: Iterable[tuple[str, Source | PictureError]],
+    arguments: argparse.Namespace,
+    count: int,
 ) -> None:
     """Draw each picture that can be read, a file each, under its name in the folder of --visualize."""
     targets = relative_names(arguments.image or ())
     drawn = 0
-    for name, picture in pictures:
+    for name, picture in progress(pictures, total=count, desc="drawing", unit=" pictures", delay=1):
         path = arguments.visualize / f"{targets.get(valid_utf8(name), valid_utf8(name))}.png"
         if too_long(path):
-            say(not_saved(path))
+            line_above(not_saved(path))
             continue
         with contextlib.suppress(PictureError):  # which its row has told already
             if not isinstance(picture, PictureError):
-                with explain_write_error(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                ensure_folder(path.parent)
                 draw(predictor, picture, path, arguments)
                 drawn += 1
     say(f"drawn: {drawn:,} pictures into {arguments.visualize}")

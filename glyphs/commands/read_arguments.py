@@ -1,6 +1,7 @@
 """What inference.py is asked for; imports only what parsing needs, so that it answers at once."""
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from glyphs.commands.settings import Parser, add_settings, config_of, given_sett
 from glyphs.config import PREPROCESSING, Config
 from glyphs.text import ALPHABETS, PRIORS, alphabet_of
 
-SHOWN_CLASSES = 5
+SHOWN_CLASSES, MOST_CLASSES = 5, 1000
 DOUBTFUL = 0.8  # a field that is less probable is for a person to look at
 DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
 
@@ -153,6 +154,12 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
     if arguments.text and arguments.mode == "plain":
         parser.error("--text finds characters itself: leave --preprocess out")
+    for written, read in itertools.product(("output", "review"), ("fields", "words")):
+        paths = [getattr(arguments, name) for name in (written, read)]
+        if all(paths) and os.path.realpath(paths[0]) == os.path.realpath(paths[1]):
+            parser.error(f"--{written} would replace the file of --{read}")
+    if (arguments.top_k or 0) > MOST_CLASSES:
+        parser.error(f"--top-k is at most {MOST_CLASSES:,}")
     for name in ("save_preprocessed", "visualize", "cut", "tables") if arguments.batch else ():
         folder = getattr(arguments, name)
         # Path.resolve raises where links go in circles.

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from glyphs.arrays import Bytes
 from glyphs.errors import ConfigError, DataError, PictureError
-from glyphs.files import explain_write_error, valid_utf8
+from glyphs.files import explain_write_error, too_long, valid_utf8
 from glyphs.inference.results import save_pixels
-from glyphs.pictures.decode import Source, open_picture, to_grey
-from glyphs.pictures.glyph import preprocess
-from glyphs.pictures.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, classes_of, cut_sheet, paginate
-from glyphs.process import say
+from glyphs.pictures.decode import Source, explain_fault, open_picture, to_grey
+from glyphs.pictures.glyph import GlyphStatus, preprocess
+from glyphs.pictures.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, SheetPage, classes_of, cut_sheet, paginate
+from glyphs.process import Interrupted, say
 from glyphs.progress import line_above, progress
 from glyphs.text import one_line
 
@@ -53,38 +54,61 @@ def cut_sheets(pictures: Iterable[tuple[str, Source | PictureError]], folder: Pa
     """
     failed = sheets = 0
     kept: Counter[str] = Counter()
-    for name, source in progress(pictures, unit=" sheets", delay=1):
-        try:
-            if isinstance(source, PictureError):
-                raise source
-            page, cuts = cut_sheet(to_grey(open_picture(source)), name)
-        except PictureError as error:
-            failed += 1
-            line_above(one_line(valid_utf8(str(error))))
-            continue
-        start = valid_utf8(name).replace(os.sep, "-")
-        new = {}
-        for cut in cuts:
-            pixels = np.rint(cut.picture * 255).astype(np.uint8)
-            if (status := preprocess(pixels).status) != "no_glyph":
-                new[folder / cut.name / f"{start}-{page.number}-{cut.row}-{cut.column}.png"] = pixels
-                kept[status] += 1
-        for path in new:
-            if path.exists():
-                raise DataError(
-                    f"{path}: is there already; rename the photograph, remove what was cut from it before, or choose "
-                    "another folder to --cut"
-                )
-        for class_name in page.names:
-            make_folder(folder, class_name)
-        for path, pixels in new.items():
-            save_pixels(pixels, path)
-        sheets += 1
-        line_above(one_line(f"{valid_utf8(name)}: page {page.number} of {page.count}, {len(new)} characters"))
+    try:
+        for name, source in progress(pictures, unit=" sheets", delay=1):
+            try:
+                page, new = pictures_of(name, source, folder)
+            except PictureError as error:
+                failed += 1
+                line_above(one_line(valid_utf8(str(error))))
+                continue
+            for path in new:
+                if path.exists():
+                    raise DataError(
+                        f"{path}: is there already; rename the photograph, remove what was cut from it before, or "
+                        "choose another folder to --cut"
+                    )
+            for class_name in page.names:
+                make_folder(folder, class_name)
+            for path, (pixels, _) in new.items():
+                save_pixels(pixels, path)
+            sheets += 1
+            kept.update(status for _, status in new.values())
+            line_above(one_line(f"{valid_utf8(name)}: page {page.number} of {page.count}, {len(new)} characters"))
+    except Interrupted:
+        say(
+            f"{folder}: {sheets:,} sheets are cut, and perhaps a part of one; go on with the other photographs, "
+            "or remove what was cut"
+        )
+        raise
     say(f"{folder}: {kept.total():,} pictures cut from {sheets:,} sheets")
     if kept["several_glyphs"]:
         say(f"{kept['several_glyphs']:,} show several glyphs: training leaves them out, unless --preprocess plain")
     return failed
+
+
+def pictures_of(
+    name: str, source: Source | PictureError, folder: Path
+) -> tuple[SheetPage, dict[Path, tuple[Bytes, GlyphStatus]]]:
+    """Which page a photograph shows, and by their paths the pictures to be cut from it, and what they show.
+
+    Raises PictureError.
+    """
+    if isinstance(source, PictureError):
+        raise source
+    shown = valid_utf8(name)
+    start = shown.replace(os.sep, "-")
+    if too_long(folder / f"{start}-255-16-12.png"):
+        raise PictureError(f"{shown}: has a name too long for what is cut from it; rename it")
+    opened = open_picture(source)
+    new: dict[Path, tuple[Bytes, GlyphStatus]] = {}
+    with explain_fault(shown):
+        page, cuts = cut_sheet(to_grey(opened), name)
+        for cut in cuts:
+            pixels = np.rint(cut.picture * 255).astype(np.uint8)
+            if (status := preprocess(pixels).status) != "no_glyph":
+                new[folder / cut.name / f"{start}-{page.number}-{cut.row}-{cut.column}.png"] = pixels, status
+    return page, new
 
 
 def make_folder(folder: Path, name: str) -> None:

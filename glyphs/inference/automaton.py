@@ -9,13 +9,14 @@ import re
 import string
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glyphs.errors import ConfigError
+from glyphs.files import valid_utf8
 
 MOST_STATES = 500  # of a pattern
 TOO_LARGE = f"it stands for more than {MOST_STATES} characters; allow fewer repetitions"
@@ -79,6 +80,8 @@ def pattern_automaton(pattern: str, characters: Sequence[str] = ()) -> Automaton
     ConfigError : it is no regular expression, is more than that (look-around, back references, flags), or too large.
     """
     quoted = repr(pattern if len(pattern) <= LONGEST_QUOTE else pattern[:LONGEST_QUOTE] + "...")
+    if pattern != valid_utf8(pattern):
+        raise ConfigError(f"pattern {quoted}: is not UTF-8 text")
     try:
         with warnings.catch_warnings():
             # That `[[` may begin a set within a set one day is not for whoever writes a pattern: here it never does.
@@ -122,27 +125,55 @@ def word_automaton(words: Sequence[str], characters: Sequence[str]) -> Automaton
     ----------
     characters : those that a model knows, of which other words are made.
     """
-    nodes: dict[str, int] = {}
+    words = sorted({word for word in words if word})
+    sizes = np.array([len(word) for word in words], np.int64)
+    codes = np.frombuffer("".join(words).encode("utf-32-le", "surrogatepass"), "<u4")
+    # A node for each character of a word, but for those that the word before it begins with, too.
+    shared = np.array([*shared_lengths(words)], np.int64)
+    depths = np.arange(len(codes)) - np.repeat(sizes.cumsum() - sizes, sizes)  # from 0
+    new = depths >= np.repeat(shared, sizes)
+    codes, depths = codes[new], depths[new]
+    count = len(codes)
+    space, number, other = range(count, count + 3)
+    start = count + 3
+    # Before a node stands the last one that is one less deep.
+    keys = depths * count + np.arange(count)
+    ranked = keys.argsort()
+    [inner], [roots] = np.nonzero(depths), np.nonzero(depths == 0)
+    before = ranked[np.searchsorted(keys[ranked], keys[inner] - count) - 1]
+    # Sorted, no word is the beginning of the one before it: its last node is its own.
+    ends = np.append((sizes - shared).cumsum() - 1, [number, other])
+    first = np.append(roots, [number, other])
+    edges = [(before, inner), (ends, np.full(len(ends), space)), (first[-2:], first[-2:])]
+    edges += [(np.full(len(first), each), first) for each in (space, start)]
+    sources, targets = map(np.concatenate, zip(*edges, strict=True))
+    order = np.lexsort((targets, sources))
+    letters, symbol = np.unique(codes, return_inverse=True)
+    symbols = [frozenset(chr(code)) for code in letters.tolist()]
+    symbols += [frozenset(" "), frozenset(string.digits).intersection(characters)]
+    symbols.append(frozenset({*PRINTABLE, *characters} - {" "}))
+    final = np.zeros(start + 1, bool)
+    final[ends] = True
+    costs = np.zeros(start)
+    costs[[number, other]] = NUMBER_COST, OTHER_COST
+    return Automaton(
+        tuple(symbols),
+        np.append(symbol, len(letters) + np.arange(3)),
+        np.searchsorted(sources[order], np.arange(start + 2)),
+        targets[order],
+        final,
+        costs,
+        lexicon=True,
+    )
+
+
+def shared_lengths(words: Sequence[str]) -> Iterator[int]:
+    """With how many of its first characters the word before each begins, too; the words are sorted, each once."""
+    before = ""
     for word in words:
-        for length in range(1, len(word) + 1):
-            nodes.setdefault(word[:length], len(nodes))
-    space, number, other = range(len(nodes), len(nodes) + 3)
-    follow: list[set[int]] = [set() for _ in range(len(nodes) + 4)]
-    for prefix, node in nodes.items():
-        follow[nodes[prefix[:-1]] if len(prefix) > 1 else space].add(node)
-    first = follow[space] | {number, other}
-    ends = {nodes[word] for word in words} | {number, other}
-    for end in ends:
-        follow[end].add(space)
-    for loop in (number, other):
-        follow[loop].add(loop)
-    follow[space] = follow[-1] = first
-    states = [frozenset(prefix[-1]) for prefix in nodes]
-    digits = frozenset(string.digits).intersection(characters)
-    states += [frozenset(" "), digits, frozenset({*PRINTABLE, *characters} - {" "})]
-    built = build(states, follow, ends)
-    built.costs[[number, other]] = NUMBER_COST, OTHER_COST
-    return replace(built, lexicon=True)
+        pairs = enumerate(zip(before, word, strict=False))
+        yield next((length for length, (one, other) in pairs if one != other), len(before))
+        before = word
 
 
 # ---- The pattern ----

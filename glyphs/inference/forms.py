@@ -19,22 +19,23 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from glyphs.arrays import Floats, Points
 from glyphs.errors import ConfigError, DataError, PictureError
-from glyphs.files import replace_file, replacing, valid_utf8
+from glyphs.files import replace_file, valid_utf8
 from glyphs.inference.predictor import GlyphPredictor, work_ahead
 from glyphs.inference.rows import SURE_STATUSES, FormReading, form_columns
 from glyphs.pictures.align import lay_over
 from glyphs.pictures.boxes import find_boxes
-from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
+from glyphs.pictures.decode import MAX_PIXELS, Source, explain_fault, open_picture, shrink_factor, to_grey
 from glyphs.pictures.marks import clockwise, enclosed, find_marks, straighten
 from glyphs.pictures.page import Box, Page, find_lines
 
@@ -42,6 +43,7 @@ from glyphs.pictures.page import Box, Page, find_lines
 Doubtful = dict[str, list[tuple[str, str, str | None, float | None]]]
 
 MARGIN, LEAST_MARGIN = 0.1, 4  # around a field, for its rules: share of its height, and pixels
+LEAST_ENCLOSED = 0.1  # of a form: its marks stand in its corners
 CROP_HEIGHT = 120  # pixels of a field on a review sheet, at most
 
 REVIEW_STYLE = """
@@ -106,7 +108,7 @@ class Form:
                 )
             places, seen = self.marks + 0.5, found + 0.5  # from the pictures' corners, not their pixels' middles
         scale = float(np.sqrt(enclosed(seen) / enclosed(places)))  # as fine as the scan is
-        size = (round(width * scale), round(height * scale))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         return straighten(grey, seen - 0.5, places * scale - 0.5, size), scale
 
     def crop(self, straight: Floats, scale: float, field: Field) -> Floats:
@@ -181,15 +183,17 @@ def read_form(path: Path) -> Form:
     if not isinstance(content, dict) or not isinstance(content.get("fields"), list) or not content["fields"]:
         raise DataError(f'{path}: has no list "fields"; --form EMPTY --fields FILE writes one from an empty form')
     size = numbers(content.get("size"), 2)
-    if size is None or min(size) < 1:
+    if size is None or min(size) < 1 or math.prod(size) > MAX_PIXELS:
         raise DataError(f'{path}: "size" is not the width and height of the empty form, [W, H]')
     marks = None
     if content.get("marks") is not None:
         points = [numbers(point, 2) for point in content["marks"]] if isinstance(content["marks"], list) else []
         four = len(points) == 4 and None not in points
         marks = clockwise(np.array(points, dtype=float)) if four else None
-        if marks is None:
-            raise DataError(f'{path}: "marks" are not four corners, [[x, y], ...], clockwise from the top left')
+        if marks is None or (marks > size).any() or enclosed(marks) < LEAST_ENCLOSED * math.prod(size):
+            raise DataError(
+                f'{path}: "marks" are not four corners of the form, [[x, y], ...], clockwise from the top left'
+            )
     fields = [
         read_field(field, f"{path}: field {number}", size) for number, field in enumerate(content["fields"], start=1)
     ]
@@ -202,8 +206,9 @@ def read_form(path: Path) -> Form:
             raise DataError(f'{path}: "size" is not that of {content["form"]}, {list(picture.size)}')
         empty = to_grey(picture)
     columns = form_columns([field.name for field in fields])
-    if twice := [column for column in columns if columns.count(column) > 1]:
-        raise DataError(f"{path}: a table of it would have two columns {twice[0]!r}; name the fields otherwise")
+    twice = next((column for column, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: a table of it would have two columns {twice!r}; name the fields otherwise")
     return Form((round(size[0]), round(size[1])), marks, tuple(fields), empty)
 
 
@@ -228,10 +233,12 @@ def read_field(content: Any, where: str, size: Sequence[float]) -> Field:
 
 
 def numbers(value: Any, count: int) -> list[float] | None:
-    """So many finite numbers, else None."""
+    """So many numbers that a picture's pixels can have, else None."""
     if not isinstance(value, list) or len(value) != count:
         return None
-    fit = all(isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in value)
+    fit = all(
+        isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each <= MAX_PIXELS for each in value
+    )
     return value if fit else None
 
 
@@ -263,7 +270,9 @@ class FormReader:
     def find_pages(self, name: str, picture: Source | PictureError) -> tuple[str, list[Page] | PictureError]:
         """The ink in each field of a scan, or why it cannot be read."""
         try:
-            return valid_utf8(name), [find_lines(crop) for crop in self.crops(name, picture)]
+            crops = self.crops(name, picture)
+            with explain_fault(valid_utf8(name)):
+                return valid_utf8(name), [find_lines(crop) for crop in crops]
         except PictureError as error:
             return valid_utf8(name), error
 
@@ -271,17 +280,22 @@ class FormReader:
         """The fields of a scan.  Raises PictureError."""
         if isinstance(picture, PictureError):
             raise picture
-        straight, scale = self.form.straighten(to_grey(open_picture(picture)), name)
-        return [self.form.crop(straight, scale, field) for field in self.form.fields]
+        opened = open_picture(picture)
+        with explain_fault(valid_utf8(name)):
+            straight, scale = self.form.straighten(to_grey(opened), name)
+            return [self.form.crop(straight, scale, field) for field in self.form.fields]
 
     def read(self, file: str, pages: list[Page] | PictureError) -> FormReading:
         """The answers of a scan's fields."""
         if isinstance(pages, PictureError):
             return FormReading(file, "failed", error=valid_utf8(str(pages)))
         readings = {
-            field.name: predictor.read_page(None, page, top_k=1)
+            field.name: predictor.read_page(file, page, top_k=1)
             for (field, predictor), page in zip(self.fields, pages, strict=True)
         }
+        error = next((reading.error for reading in readings.values() if reading.error), None)
+        if error is not None:
+            return FormReading(file, "failed", error=error)
         doubtful = any(reading.status not in SURE_STATUSES for reading in readings.values())
         confidence = min((r.confidence for r in readings.values() if r.confidence is not None), default=None)
         return FormReading(file, "uncertain" if doubtful else "ok", confidence, readings)
@@ -302,7 +316,7 @@ def note_doubtful(row: Mapping[str, Any], doubtful: Doubtful) -> None:
 
 
 def write_review(
-    path: Path,
+    file: BinaryIO,
     reader: FormReader,
     pictures: Iterable[tuple[str, Source | PictureError]],
     doubtful: Doubtful,
@@ -311,42 +325,38 @@ def write_review(
 
     Parameters
     ----------
+    file : where the page is written to.
     pictures : the scans, as they were read; those of which no field is doubtful are not opened.
-
-    Raises
-    ------
-    GlyphError : it cannot be written.
     """
     count = sum(map(len, doubtful.values()))
     places = {field.name: place for place, field in enumerate(reader.form.fields)}
-    with replacing(path) as file:
 
-        def write(text: str) -> None:
-            file.write(text.encode())
+    def write(text: str) -> None:
+        file.write(text.encode())
 
-        title = f"{count:,} fields to look at, of {len(doubtful):,} scans"
-        write(
-            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
-            f"<style>{REVIEW_STYLE}</style>\n"
-        )
-        write(f"<h1>{title}</h1>\n<table>\n<tr><th>scan<th>field<th>what stands there<th>read as<th>probability\n")
-        for name, picture in pictures:
-            fields = doubtful.get(valid_utf8(name), ())
-            try:
-                crops = reader.crops(name, picture) if fields else []
-            except PictureError:  # it has changed since it was read
-                crops = []
-            for field, status, text, confidence in fields:
-                shown = embedded(crops[places[field]]) if crops else ""
-                read = (
-                    f'<span class="none">{status.replace("_", " ")}</span>'
-                    if text is None
-                    else f"<code>{html.escape(text)}</code>"
-                )
-                sure = "" if confidence is None else f"{confidence:.1%}"
-                cells = [html.escape(valid_utf8(name)), html.escape(field), shown, read]
-                write("<tr>" + "".join(f"<td>{cell}" for cell in cells) + f'<td class="number">{sure}\n')
-        write("</table>\n</html>\n")
+    title = f"{count:,} fields to look at, of {len(doubtful):,} scans"
+    write(
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{REVIEW_STYLE}</style>\n"
+    )
+    write(f"<h1>{title}</h1>\n<table>\n<tr><th>scan<th>field<th>what stands there<th>read as<th>probability\n")
+    for name, picture in pictures:
+        fields = doubtful.get(valid_utf8(name), ())
+        try:
+            crops = reader.crops(name, picture) if fields else []
+        except PictureError:  # it has changed since it was read
+            crops = []
+        for field, status, text, confidence in fields:
+            shown = embedded(crops[places[field]]) if crops else ""
+            read = (
+                f'<span class="none">{status.replace("_", " ")}</span>'
+                if text is None
+                else f"<code>{html.escape(text)}</code>"
+            )
+            sure = "" if confidence is None else f"{confidence:.1%}"
+            cells = [html.escape(valid_utf8(name)), html.escape(field), shown, read]
+            write("<tr>" + "".join(f"<td>{cell}" for cell in cells) + f'<td class="number">{sure}\n')
+    write("</table>\n</html>\n")
 
 
 def embedded(crop: Floats) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from glyphs.errors import ConfigError, DataError
-from glyphs.files import explain_write_error, replace_file, valid_utf8
+from glyphs.files import claim_file, explain_write_error, replace_file, valid_utf8
 from glyphs.inference.results import ResultFile, json_row, read_json_lines
-from glyphs.inference.rows import AnswerKind, Row
+from glyphs.inference.rows import Row, RowKind
 
 ABOUT = "about.json"
 AT = "bytes"  # the output's length when the run began: what lies beyond was joined by a process that was killed
@@ -41,7 +41,7 @@ class Parts:
     ----------
     output : the .jsonl file to be.
     about : what the rows follow from; equal in all attempts.
-    answer : what the rows have of their pictures.
+    kind : what the rows hold.
     block : pictures that belong together.
     number, count : of this process, and how many there are.
     meet : returns once all processes have called it.
@@ -58,7 +58,7 @@ class Parts:
         output: Path,
         about: Mapping[str, Any],
         *,
-        answer: AnswerKind,
+        kind: RowKind,
         block: int,
         number: int,
         count: int,
@@ -67,11 +67,11 @@ class Parts:
         self.output, self.folder = output, parts_folder(output)
         self.block, self.number, self.count = block, number, count
         if number == 0:
-            self._begin(about, answer)
+            self._begin(about, kind)
         meet()
         with explain_write_error(self.output), self.output.open("rb") as file:
             self.earlier = ResultFile(write=self.write)
-            read_json_lines(file, self.output, answer, self.earlier)
+            read_json_lines(file, self.output, kind, self.earlier)
         self.paths = self._paths()
         self.done: dict[int, int] = {}  # rows of each block, of the attempt that came furthest
         for path in self.paths:
@@ -87,15 +87,16 @@ class Parts:
         """The parts, in the order of their attempts; other files in the folder are nobody's."""
         return sorted(path for path in self.folder.glob("*.part") if re.fullmatch(r"\d+-\d+", path.stem))
 
-    def _begin(self, about: Mapping[str, Any], answer: AnswerKind) -> None:
+    def _begin(self, about: Mapping[str, Any], kind: RowKind) -> None:
         """Make the folder, or check that it is of this run, and leave in the output what was there when it began."""
         path = self.folder / ABOUT
         if self.folder.exists() and not path.exists():
             with explain_write_error(self.folder):
                 shutil.rmtree(self.folder)  # it was joined already
         with explain_write_error(self.output), self.output.open("a+b") as file:
+            claim_file(file, self.output)
             file.seek(0)
-            end = read_json_lines(file, self.output, answer, ResultFile(write=self.write))
+            end = read_json_lines(file, self.output, kind, ResultFile(write=self.write))
             if path.exists():
                 try:
                     with open_to_read(path) as content:
@@ -140,13 +141,13 @@ class Parts:
         self._file.write(b"%d\t%s\n" % (self.waiting.popleft(), json_row(row)))
         self._file.flush()
 
-    def join(self, pictures: Iterable[tuple[str, Any]], complain: Callable[[str], object]) -> Counter[str]:
+    def join(self, pictures: Iterable[tuple[str, Any]], tell: Callable[[dict[str, Any]], object]) -> Counter[str]:
         """Append all parts to the output, in order, and remove them; returns how many rows there are of each status.
 
         Parameters
         ----------
         pictures : as for `share`.
-        complain : called with the error of each picture that could not be read.
+        tell : called with each row, as JSON has it.
 
         Raises
         ------
@@ -156,6 +157,7 @@ class Parts:
         with contextlib.ExitStack() as stack:
             stack.enter_context(explain_write_error(self.output))
             file = stack.enter_context(self.output.open("ab"))
+            claim_file(file, self.output)
             parts = [stack.enter_context(open_to_read(path)) for path in self._paths()]
             rows = heapq.merge(*map(lines_of, parts), key=itemgetter(0))
             once = (next(same) for _, same in itertools.groupby(rows, itemgetter(0)))
@@ -173,8 +175,7 @@ class Parts:
                     )
                 file.write(line[1] + b"\n")
                 counts[row["status"]] += 1
-                if row["error"]:
-                    complain(row["error"])
+                tell(row)
             file.flush()
             os.fsync(file.fileno())
         with explain_write_error(self.folder):

@@ -26,7 +26,7 @@ from glyphs.inference.automaton import Automaton, pattern_automaton, word_automa
 from glyphs.inference.networks import default_model, describe_training, load_onnx, load_pth
 from glyphs.inference.reader import read_page
 from glyphs.inference.rows import DECIMALS, Candidate, Prediction, Reading, Status
-from glyphs.pictures.decode import Source, open_picture, shrink_factor, to_grey
+from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, shrink_factor, to_grey
 from glyphs.pictures.glyph import SIDE, Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
 from glyphs.text import PRIORS, alphabet_of
@@ -264,7 +264,8 @@ class GlyphPredictor:
             if isinstance(picture, PictureError):
                 raise picture
             opened = open_picture(picture)
-            page = find_lines(to_grey(opened))
+            with explain_fault(shown_name(picture)):
+                page = find_lines(to_grey(opened))
         except PictureError as error:
             return file, error
         page.zoom /= shrink_factor(opened.size)  # boxes are in pixels of the picture as it came
@@ -280,7 +281,11 @@ class GlyphPredictor:
         size = (round(page.ink.shape[1] / page.zoom), round(page.ink.shape[0] / page.zoom))
         if page.joined:
             return Reading(file, "joined_script", size=size)
-        lines = read_page(page, self.probabilities, self.class_names, self.alphabet, automaton, top_k)
+        try:
+            with explain_fault(file or "the picture"):
+                lines = read_page(page, self.probabilities, self.class_names, self.alphabet, automaton, top_k)
+        except PictureError as error:
+            return Reading(file, "failed", error=str(error))
         if lines is None:
             return Reading(file, "joined_script", size=size)
         if not lines:

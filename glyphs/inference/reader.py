@@ -264,7 +264,7 @@ def set_case(
 def read_words(path: Path) -> list[str]:
     """The words of a list, one on a line.  Raises DataError and ConfigError."""
     try:
-        words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from PIL import Image
 import glyphs
 from glyphs.arrays import Bytes
 from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.files import explain_write_error, replace_file, replacing, valid_utf8
+from glyphs.files import claim_file, explain_write_error, replace_file, replacing, valid_utf8
 from glyphs.inference.rows import EMPTY, AnswerKind, FormReading, Prediction, Reading, Row, RowKind, form_columns
 from glyphs.text import csv_cell, one_line, table
 
 STDIN = "-"
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 ROW_START = b'{"file": '
+NOT_IN_XML = re.compile("[\\0-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufffe\\uffff]")
 ROW_GROUP = 10_000  # rows of a .parquet file that are kept in memory
 WHAT: dict[AnswerKind, str] = {
     "prediction": "single characters (without --text)",
@@ -121,8 +123,10 @@ def write_json_lines(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     Raises
     ------
     DataError : the file holds something else, or rows of another kind.
+    GlyphError : it cannot be written, or another process writes it.
     """
     with explain_write_error(path), path.open("a+b") as file:
+        claim_file(file, path)
 
         def write(row: Row) -> None:
             file.write(json_row(row) + b"\n")
@@ -130,11 +134,11 @@ def write_json_lines(path: Path, kind: RowKind) -> Iterator[ResultFile]:
 
         results = ResultFile(write, resumable=True)
         file.seek(0)
-        file.truncate(read_json_lines(file, path, kind.answer, results))
+        file.truncate(read_json_lines(file, path, kind, results))
         yield results
 
 
-def read_json_lines(file: BinaryIO, path: Path, answer: AnswerKind, results: ResultFile) -> int:
+def read_json_lines(file: BinaryIO, path: Path, kind: RowKind, results: ResultFile) -> int:
     """Note which rows of a kind an open file of JSON lines holds; returns where the last whole row ends.
 
     Raises
@@ -147,13 +151,19 @@ def read_json_lines(file: BinaryIO, path: Path, answer: AnswerKind, results: Res
             break  # the earlier run died while it wrote this row
         try:
             old = json.loads(line)
-            other = None if answer in old else next(kind for kind in WHAT if kind in old)
+            other = None if kind.answer in old else next(each for each in WHAT if each in old)
+            # A picture that could not be read has none.
+            unlike = bool(kind.fields and not other and old["fields"] and old["fields"].keys() != set(kind.fields))
             results.done.add(old["file"])
             results.counts[str(old["status"])] += 1
-        except (ValueError, TypeError, KeyError, RecursionError, StopIteration):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StopIteration):
             raise DataError(f"{path}: line {number} is not a row of results; choose another --output") from None
         if other:
-            raise DataError(f"{path}: holds rows of {WHAT[other]}, not of {WHAT[answer]}; choose another --output")
+            raise DataError(f"{path}: holds rows of {WHAT[other]}, not of {WHAT[kind.answer]}; choose another --output")
+        if unlike:
+            raise DataError(
+                f"{path}: holds rows of forms with other fields; choose another --output, or those --fields"
+            )
         end += len(line)
     return end
 
@@ -241,7 +251,8 @@ def hocr_page(reading: Reading, page: int) -> str:
         for j, word in enumerate(line.words, start=1):
             known = [character.probability for character in word.characters if character.probability is not None]
             title = bbox(word.box) + (f"; x_wconf {round(100 * min(known))}" if known else "")
-            words.append(element("span", "ocrx_word", f"word_{page}_{i}_{j}", title, escape(word.text)))
+            text = escape(NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", word.text))
+            words.append(element("span", "ocrx_word", f"word_{page}_{i}_{j}", title, text))
         lines += element("span", "ocr_line", f"line_{page}_{i}", bbox(line.box), " ".join(words)) + "\n"
     # The name stands between double quotes in a list that semicolons part: those are written as in a URL.
     name = one_line(reading.file or "").replace("%", "%25").replace('"', "%22").replace(";", "%3B")

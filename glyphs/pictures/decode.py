@@ -5,6 +5,8 @@ import io
 import math
 import os
 import stat
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -13,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from glyphs.arrays import Floats
-from glyphs.errors import PictureError
+from glyphs.errors import GlyphError, PictureError
+from glyphs.files import valid_utf8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +53,7 @@ def open_picture(source: Source) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, str | Path):
-        name = os.fsencode(source).decode("utf-8", "backslashreplace")
+        name = shown_name(source)
         try:
             status = os.stat(source)  # noqa: PTH116 - a Path object would cost a tenth of the whole
             if not stat.S_ISREG(status.st_mode):
@@ -78,6 +81,29 @@ def open_picture(source: Source) -> Image.Image:
             "Pillow image, an array or a tensor"
         )
     return _decode(source, str(getattr(source, "name", "the picture")))
+
+
+def shown_name(source: Source) -> str:
+    """What messages call a picture."""
+    return valid_utf8(os.fspath(source)) if isinstance(source, str | Path) else "the picture"
+
+
+@contextlib.contextmanager
+def explain_fault(name: str) -> Iterator[None]:
+    """Turn a fault of this program that a picture brings out into a PictureError that describes it.
+
+    One picture is no reason to end the work on a million others.
+    """
+    try:
+        yield
+    except GlyphError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise PictureError(
+            f"{name}: this program has a fault that the picture brings out, please report it: "
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}, in {place.name})"
+        ) from error
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:

@@ -7,10 +7,7 @@ authors would have: strokes of the usual width, white on black, 28x28.
 """
 
 import math
-import os
-import traceback
 import warnings
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from glyphs.arrays import Floats, Mask
-from glyphs.errors import PictureError
-from glyphs.pictures.decode import Source, open_picture, to_grey
+from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, to_grey
 from glyphs.pictures.morphology import closing, dilate, opening
 
 GlyphStatus = Literal["ok", "no_glyph", "several_glyphs"]
@@ -117,23 +113,11 @@ def preprocess(picture: Source, mode: Mode = "glyph") -> Glyph:
 
     Raises
     ------
-    PictureError : as `open_picture` does; and where the picture brings out a fault of this program, which it describes:
-        one picture is no reason to end the work on a million others.
+    PictureError : as `open_picture` does; and where the picture brings out a fault of this program.
     """
     opened = open_picture(picture)
-    try:
+    with explain_fault(shown_name(picture)):
         return _prepare(opened, mode)
-    except Exception as error:
-        name = (
-            os.fsencode(picture).decode("utf-8", "backslashreplace")
-            if isinstance(picture, str | Path)
-            else "the picture"
-        )
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise PictureError(
-            f"{name}: this program has a fault that the picture brings out, please report it: "
-            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}, in {place.name})"
-        ) from error
 
 
 def _prepare(opened: Image.Image, mode: Mode) -> Glyph:

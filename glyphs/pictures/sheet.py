@@ -122,7 +122,7 @@ def classes_of(alphabet: str) -> list[str]:
             else:
                 names.append(character)
     for name in names:
-        if name.startswith(".") or any(c in '/\\:*?"<>|' or not c.isprintable() for c in name):
+        if not names_folder(name):
             raise ConfigError(
                 f"--alphabet: {name!r} can have no folder of its name; call it by a word, with spaces between classes"
             )
@@ -133,6 +133,11 @@ def classes_of(alphabet: str) -> list[str]:
     if not names:
         raise ConfigError("--alphabet: is empty; name at least one character")
     return list(dict.fromkeys(names))
+
+
+def names_folder(name: str) -> bool:
+    """Whether a class can have a folder of its name, which is one and lies where it should."""
+    return bool(name) and not name.startswith(".") and all(c not in '/\\:*?"<>|' and c.isprintable() for c in name)
 
 
 def paginate(names: Sequence[str]) -> list[SheetPage]:
@@ -219,7 +224,12 @@ def decode(padded: bytes) -> SheetPage | None:
     for end in range(len(padded.rstrip(b"\0")), min(len(padded), len(padded.rstrip(b"\0")) + CHECKSUM) + 1):
         text, checksum = padded[: end - CHECKSUM], padded[end - CHECKSUM : end]  # a checksum may end in zeros, too
         if len(text) > CODE_HEAD and text[0] == FORMAT and zlib.crc32(text).to_bytes(CHECKSUM, "big") == checksum:
-            return SheetPage(text[1], text[2], text[3], tuple(text[CODE_HEAD:].decode().split(SEPARATOR)))
+            page = SheetPage(
+                text[1], text[2], text[3], tuple(text[CODE_HEAD:].decode(errors="replace").split(SEPARATOR))
+            )
+            # A checksum is no proof that this program wrote it: names become folders, rows are looked for.
+            fits = 1 <= page.number <= page.count and 1 <= len(page.rows) <= MOST_ROWS
+            return page if fits and all(map(names_folder, page.names)) else None
     return None
 
 
