@@ -18,6 +18,9 @@ __version__ = "1.0.0"
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "20000"
 
+# Since its version 1.29, onnxruntime tells its makers on Linux, too, of each model that it opens, unless this is set.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 PUBLIC_NAMES = {
     "Config": "glyphs.config",
     "DepthwiseSeparableConv": "glyphs.model",

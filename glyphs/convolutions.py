@@ -11,6 +11,7 @@ from torch.nn.grad import conv2d_input
 
 WINOGRAD_SIZE = 4  # pixels a side of the feature maps of the last stage
 WINOGRAD_FROM = 16  # images: with fewer, transforming the weights takes longer than it saves
+FROZEN_FROM = 8  # images, where that has been done before
 # Of the sets of points that were tried, this one rounds least: 1.6e-6 of the outputs' spread, as float32 itself.
 WINOGRAD_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 
@@ -78,10 +79,21 @@ class Conv3x3(nn.Conv2d):
 
     In float32, batches of such maps go through Winograd's algorithm: 36 multiplications instead of 144, as a matrix
     product.  It is exact but for rounding; `python benchmarks/throughput.py` shows what it saves.
+
+    Attributes
+    ----------
+    transformed : the weights as that product takes them, [36, C_in, C_out], where they are kept; see `freeze`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.transformed: Tensor | None = None
+
+    def transform(self) -> Tensor:
+        """The weights as Winograd's algorithm multiplies by them, [36, C_in, C_out]."""
+        kernel = WINOGRAD_MATRICES[1].to(self.weight.dtype)
+        columns = self.weight.permute(2, 3, 1, 0).reshape(9, -1)
+        return (kernel @ columns).view(-1, self.in_channels, self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         # This comes first: an export holds the standard operator, and must not ask for the size of the batch.
@@ -92,13 +104,22 @@ class Conv3x3(nn.Conv2d):
                 return super().forward(x)
             result: Tensor = BFloat16Conv3x3.apply(x.bfloat16(), self.weight.bfloat16(), self.stride[0])
             return result
-        if self.stride != (1, 1) or x.shape[2:] != (WINOGRAD_SIZE, WINOGRAD_SIZE) or len(x) < WINOGRAD_FROM:
+        if self.stride != (1, 1) or x.shape[2:] != (WINOGRAD_SIZE, WINOGRAD_SIZE):
+            return super().forward(x)
+        if len(x) < (WINOGRAD_FROM if self.transformed is None else FROZEN_FROM):
             return super().forward(x)
         n, c = x.shape[:2]
-        data, kernel, inverse = (matrix.to(x.dtype) for matrix in WINOGRAD_MATRICES)
+        data, _, inverse = (matrix.to(x.dtype) for matrix in WINOGRAD_MATRICES)
         # Pixel by pixel and channels last, as the maps lie in memory.
         maps = torch.matmul(data, x.permute(0, 2, 3, 1).reshape(n, -1, c)).transpose(0, 1)  # [36, N, C_in]
-        weights = (kernel @ self.weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, c, self.out_channels)
+        weights = self.transform() if self.transformed is None else self.transformed
         products = torch.bmm(maps, weights)  # [36, N, C_out]
         out = torch.matmul(inverse, products.transpose(0, 1))  # [N, 16, C_out]
         return out.transpose(1, 2).view(n, self.out_channels, WINOGRAD_SIZE, WINOGRAD_SIZE)
+
+
+def freeze(model: nn.Module) -> None:
+    """Transform the weights of all `Conv3x3` once, for a network that only reads: they must not change any more."""
+    for module in model.modules():
+        if isinstance(module, Conv3x3) and module.stride == (1, 1):
+            module.transformed = module.transform().detach()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphs.convolutions import WINOGRAD_FROM, BFloat16Conv3x3, Conv3x3
+from glyphs.convolutions import FROZEN_FROM, WINOGRAD_FROM, BFloat16Conv3x3, Conv3x3, freeze
 from glyphs.model import DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock, ViewAverage
 
 BOTH = pytest.mark.parametrize("use_residual", [True, False])
@@ -99,6 +99,21 @@ def test_logits_are_divided_by_the_temperature_that_the_model_carries() -> None:
     assert model.state_dict()["temperature"].item() == 1
     model.temperature.fill_(2.5)
     torch.testing.assert_close(model(images), logits / 2.5)
+
+
+def test_frozen_convolutions_transform_their_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(Conv3x3(24, 40), Conv3x3(40, 24, stride=2))
+    images = torch.randn(FROZEN_FROM, 24, 4, 4)
+    with torch.inference_mode():
+        before = net(images)
+        freeze(net)
+        assert net[1].transformed is None
+        monkeypatch.setattr(Conv3x3, "transform", None)
+        after = net(images)
+        net[0].transformed.zero_()
+        assert not net[0](images).any()
+        assert net[0](images[1:]).any()  # fewer are not worth it
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
 def conv_and_gradients(conv: Conv3x3, images: torch.Tensor, through: torch.Tensor, direct: bool) -> list[torch.Tensor]:

@@ -411,3 +411,18 @@ def test_eight_threads_share_a_predictor(model: str, request: pytest.FixtureRequ
     for answer, known in zip(given, expected, strict=True):
         assert answer.prediction == known.prediction
         assert answer.confidence == pytest.approx(known.confidence, abs=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where onnxruntime keeps its number elsewhere")
+def test_onnxruntime_tells_its_makers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its telemetry, where it is on, writes a number of this machine into the user's folder."""
+    model = save_small_onnx(tmp_path / "model.onnx")
+    draw_glyph().save(tmp_path / "glyph.png")
+    for name in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    result = run_python("inference.py", "--model", str(model), "--image", str(tmp_path / "glyph.png"))
+    assert result.returncode == 0, result.stderr
+    assert list(home.rglob("*")) == []

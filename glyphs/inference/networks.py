@@ -86,6 +86,7 @@ def load_pth(
     """
     import torch
 
+    from glyphs.convolutions import freeze
     from glyphs.devices import choose_device, explain_out_of_memory, limit_threads
     from glyphs.model import ViewAverage, as_floats
     from glyphs.training import checkpoint
@@ -102,6 +103,8 @@ def load_pth(
         if "forked subprocess" not in str(error):  # as CUDA words it
             raise
         raise ConfigError(GPU_FORKED) from None
+    if where.type == "cpu":
+        freeze(model)
     process = os.getpid()
 
     def network(images: Bytes) -> Probabilities:
