@@ -3,10 +3,10 @@
     python benchmarks/peers.py --data-dir DIR
 
 Each network is trained on EMNIST-Balanced by the same Trainer with the same settings (recipes/accurate.json, smaller
-batches), for the same processor time of one thread, so that other work on the machine changes little but the wait.  The
-learning rate rises and falls over that time.  Only steps of the training count; the accuracy is that on the validation
-images, the mean over the classes.  The networks of others are written here after their papers, at the sizes that these
-give for EMNIST, so that nothing has to be installed (the package `wavemix` does not work with NumPy 2).
+batches), for the same processor time of one thread, which other work on the machine affects far less than the clock.
+The learning rate rises and falls over that time.  Only steps of the training count; the accuracy is that on the
+validation images, the mean over the classes.  The networks of others are written here after their papers, so that
+nothing has to be installed (the package `wavemix` cannot be imported with NumPy 2).
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Wavelets(nn.Module):
 
 
 def wavemix(classes: int, patch: int, channels: int = 128, depth: int = 7) -> nn.Module:
-    """WaveMix-Lite-128/7, the size that its authors report for EMNIST-Balanced; on patches of so many pixels a side."""
+    """WaveMix-Lite-128/7 (128 channels, 7 blocks), which works on patches of so many pixels a side."""
     return nn.Sequential(
         nn.Conv2d(1, channels // 4, 3, padding=1),
         nn.Conv2d(channels // 4, channels // 2, 3, padding=1),
@@ -104,7 +104,7 @@ class SpinalHead(nn.Module):
 
 
 def vgg5_spinal(classes: int) -> nn.Module:
-    """VGG-5 with a Spinal head, as in arXiv 2007.03347, table 3: ten 3x3 convolutions in four stages."""
+    """VGG-5 with a Spinal head, as the authors of arXiv 2007.03347 train it on EMNIST: four stages of convolutions."""
     layers: list[nn.Module] = []
     before = 1
     for width, convolutions in ((64, 2), (128, 2), (256, 3), (256, 3)):

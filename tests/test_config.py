@@ -162,10 +162,13 @@ def test_survives_json(tmp_path: Path) -> None:
     assert Config.from_dict(read_config(path)) == config
 
 
-def test_a_recipe_is_settings_that_are_not_defaults() -> None:
-    recipe = read_config(ROOT / "recipes" / "accurate.json")
+@pytest.mark.parametrize("name", ["accurate.json", "fast.json"])
+def test_a_recipe_is_settings_that_are_not_defaults(name: str) -> None:
+    recipe = read_config(ROOT / "recipes" / name)
     assert {name for name, value in recipe.items() if getattr(Config(), name) == value} == set()
-    assert Config.from_dict(recipe).class_prior == "uniform"
+    config = Config.from_dict(recipe)
+    assert config.class_prior == "uniform"
+    assert config.use_residual == (name == "accurate.json")
 
 
 def test_reads_only_what_the_file_says(tmp_path: Path) -> None:
