@@ -18,7 +18,7 @@ from glyphs.commands.read import SOME_FAILED
 from glyphs.commands.read_arguments import parse
 from glyphs.data.demo import font_folder
 from glyphs.errors import ConfigError, DataError
-from glyphs.inference.lattice import Choice, is_mark
+from glyphs.inference.lattice import Choice, best_path, is_mark, lattice_of, likeliest_paths, score_candidates
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import (
     holds_digits_only,
@@ -65,6 +65,31 @@ def comb(text: str) -> Image.Image:
 @pytest.fixture(scope="module")
 def predictor() -> GlyphPredictor:
     return GlyphPredictor(MODEL, "cpu")
+
+
+def test_the_network_sees_only_what_can_be_on_the_best_path() -> None:
+    picture = write(["MINIMUM", "WWVVMN"], spacing=-1)
+    page = find_lines(to_grey(picture))
+    seen: list[int] = []
+
+    def network(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Probabilities that depend on the image alone, and are small for many."""
+        seen.append(len(images))
+        mean = images.mean(axis=(1, 2, 3))[:, None]
+        values: NDArray[np.float64] = np.exp(4 * np.sin(mean * np.arange(1, 6)))
+        values /= values.sum(axis=1, keepdims=True)
+        return values
+
+    alike = np.eye(5)
+    lazy = [lattice_of(line) for line in page.lines]
+    paths = likeliest_paths(page, lazy, network, alike)
+    few = sum(seen)
+    whole = [lattice_of(line) for line in page.lines]
+    score_candidates(page, [(lattice, span) for lattice in whole for span in lattice.scores], network, alike)
+    assert paths == [best_path(lattice) for lattice in whole]
+    assert few == sum(len(lattice.known) for lattice in lazy) < sum(len(lattice.known) for lattice in whole)
+    assert any(stop - start > 1 for path in paths for start, stop in path)
+    assert len(seen) > 2, "the first best path was taken for the best of all"
 
 
 def test_lines_come_from_top_to_bottom_and_pieces_from_left_to_right() -> None:

@@ -1,35 +1,35 @@
 """From a page's pieces of ink to text: which pieces make a character, which character, which case, which word.
 
-The method is over-segmentation: every run of a few neighbouring pieces is a candidate character, the
-network scores all candidates in one batch, and the best path through the lattice of candidates is found by dynamic
-programming (Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document recognition,
-Proceedings of the IEEE 86 (11), 1998, sections V and VI, "heuristic over-segmentation").
+The method is over-segmentation: every run of a few neighbouring pieces is a candidate character, the network scores
+candidates in batches, and the best path through the lattice of candidates is found by dynamic programming (Y. LeCun,
+L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document recognition, Proceedings of the IEEE
+86 (11), 1998, sections V and VI, "heuristic over-segmentation").
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glyphs.arrays import Bytes, Probabilities
 from glyphs.errors import ConfigError, DataError
 from glyphs.inference.automaton import Automaton
 from glyphs.inference.lattice import (
     LEAST_PROBABILITY,
     LOOKALIKES,
     Choice,
-    best_path,
-    candidates_of,
     choice_of,
-    draw_piece,
     forms,
+    lattice_of,
+    likeliest_paths,
     mark_of,
     matching_path,
+    score_candidates,
     share,
     signs_of,
 )
+from glyphs.inference.networks import Network
 from glyphs.inference.rows import DECIMALS, Candidate, Character, TextLine, Word
 from glyphs.pictures.page import Box, Line, Page, Piece
 
@@ -55,7 +55,7 @@ SIZED = frozenset("CcOoPpSsUuVvWwXxZz")  # of these, those whose cases differ in
 
 def read_page(
     page: Page,
-    network: Callable[[Bytes], Probabilities],
+    network: Network,
     names: Sequence[str],
     alphabet: Iterable[str] | None = None,
     automaton: Automaton | None = None,
@@ -69,19 +69,20 @@ def read_page(
     alphabet : the only characters that the page can hold; None for all.
     automaton : what each line can hold; a line that cannot hold such a text has what was read without it.
     """
-    candidates = [candidates_of(line) for line in page.lines]
-    images = [draw_piece(page, piece) for line in candidates for _, _, piece in line if piece is not None]
-    if not images:
+    lattices = [lattice_of(line) for line in page.lines]
+    if all(len(lattice.marks) == len(lattice.scores) for lattice in lattices):
         return ()
     alike = np.eye(len(names))
     for family in LOOKALIKES:
         places = [column for column, name in enumerate(names) if name in family]
         alike[np.ix_(places, places)] = 1
-    scores = iter(network(np.stack(images)[:, None]))
+    if automaton is not None:  # any candidate may be part of a text that it knows
+        every = [(lattice, span) for lattice in lattices for span in lattice.scores if not lattice.has_seen(span)]
+        score_candidates(page, every, network, alike)
     paths = []
-    for line, spans in zip(page.lines, candidates, strict=True):
-        known = {(start, stop): (piece, next(scores)) for start, stop, piece in spans if piece is not None}
-        free = [choice_of(line, known, *span) for span in best_path(line, known, alike)]
+    for lattice, spans in zip(lattices, likeliest_paths(page, lattices, network, alike), strict=True):
+        line, known = lattice.line, lattice.known
+        free = [choice_of(line, known, *span) for span in spans]
         matching = matching_path(line, known, alike, names, automaton, widths(line, free)) if automaton else None
         paths.append(split_words(free, line.height) if matching is None else matching)
     characters = sum(len(group) for groups in paths for group in groups)
