@@ -31,7 +31,7 @@ def launched() -> bool:
 def silence() -> None:
     """Say nothing more: of several processes that do the same, one talks."""
     if sys.stderr is sys.__stderr__:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open
+        sys.stdout = sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115, PTH123 - it stays open
 
 
 def say(text: str) -> None:
@@ -52,6 +52,8 @@ def run(main: Callable[[], int | None]) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - it stays open
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: not every terminal knows each character
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, interrupt)

@@ -168,3 +168,16 @@ def test_output_onto_a_full_device_is_one_error(unbuffered: str, command: tuple[
     assert process.stderr.splitlines()[-1].startswith("error: standard output, or a temporary file, cannot be written")
     assert "Traceback" not in process.stderr
     assert "Exception ignored" not in process.stderr
+
+
+def test_a_terminal_without_a_character_gets_its_code() -> None:
+    code = HEAD + "def main():\n    print('\\xb5 \\u03b2 \\udce9')\n" + TAIL
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("\\xb5 \\u03b2 \\udce9\n", "", 0)

@@ -29,7 +29,7 @@ from glyphs.data.folder import (
     prepare,
 )
 from glyphs.data.loaders import get_data_loaders
-from glyphs.errors import DataError
+from glyphs.errors import ConfigError, DataError
 from glyphs.pictures.glyph import Mode, preprocess
 from glyphs.training.checkpoint import load_checkpoint
 from tests.conftest import refused
@@ -378,3 +378,17 @@ def test_a_cache_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
     images = store.images()
     assert images.shape == (store.count, 1, 28, 28)
     assert images[-1].max() == 0
+
+
+@pytest.mark.parametrize("place", ["data", "data/outputs", "data/A/outputs"])
+def test_the_output_folder_is_no_class(tmp_path: Path, place: str) -> None:
+    for name in "AB":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    output = tmp_path / place
+    command = ["--dataset", "folder", "--data-dir", str(tmp_path / "data"), "--output-dir", str(output)]
+    with refused(ConfigError, output, "would be read as one more; choose"):
+        main(command)
+    assert {path.name for path in tmp_path.rglob("*")} == {"data", "A", "B"}
+    (tmp_path / "data" / "train" / "A").mkdir(parents=True)
+    with refused(DataError, "has one class only"):  # beside the parts it may lie
+        main([*command[:-1], str(tmp_path / "data" / "outputs")])

@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+import enhanced_glyph_recognition as script
+from glyphs.analysis.comparator import ModelComparator
+from glyphs.commands.models import overlaps
 from glyphs.config import Config
 from glyphs.data.loaders import get_data_loaders
 from glyphs.data.overlap import copies, overlap
 from tests.conftest import emnist_paths, write_emnist, write_idx
+from tests.small import save_small_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,26 @@ def test_copies_in_emnists_files_are_said(tmp_path: Path, capsys: pytest.Capture
     write_idx(emnist_paths(tmp_path, "digits", "test")[0], images.transpose(1, 2).contiguous())
     get_data_loaders(config)
     assert "note: 0 of 20 validation images and 7 of 200 test images are copies" in capsys.readouterr().err
+
+
+def test_an_evaluation_on_what_may_have_been_trained_on_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(save_small_checkpoint(tmp_path / "balanced.pth"))
+    write_emnist(tmp_path / "data", "bymerge")
+    monkeypatch.setattr("glyphs.commands.evaluate.evaluate", lambda *_, **__: None)
+    script.main(
+        ["--evaluate", checkpoint, "--split", "bymerge", "--data-dir", str(tmp_path / "data"), "--device", "cpu"]
+    )
+    assert f"warning: {checkpoint} was trained on EMNIST balanced" in capsys.readouterr().err
+
+
+def test_a_comparison_on_what_may_have_been_trained_on_says_so(tmp_path: Path) -> None:
+    comparator = ModelComparator([save_small_checkpoint(tmp_path / f"{name}.pth") for name in "ab"], "cpu")
+    other, own = (
+        overlaps(comparator, Config(emnist_split=split), by_default=False) for split in ("bymerge", "balanced")
+    )
+    assert [note.split(" was trained on EMNIST balanced")[0] for note in other] == comparator.ids
+    assert own == []
+    [note] = overlaps(comparator, Config(), by_default=True)
+    assert "the split that" in note

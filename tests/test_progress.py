@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ import tqdm.std
 from torch import nn
 
 from glyphs.data.loaders import TensorLoader
+from glyphs.evaluation.evaluator import Evaluator
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.progress import line_above, progress
 from glyphs.training.lr_finder import LRFinder
+from glyphs.training.trainer import Trainer
+from tests.small import CLASSES, make_config, make_loaders
 
 
 class Terminal(io.StringIO):
@@ -48,3 +52,14 @@ def test_the_learning_rate_finder_shows_its_steps(monkeypatch: pytest.MonkeyPatc
     assert isinstance(sys.stderr, Terminal)
     assert "learning-rate finder" in sys.stderr.getvalue()
     assert "/60" in sys.stderr.getvalue()
+
+
+def test_validation_and_evaluation_show_their_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    model = EnhancedGlyphCNN(len(CLASSES), use_residual=False)
+    trainer = Trainer(model, *make_loaders(), make_config(tmp_path), CLASSES)
+    trainer.validate()
+    Evaluator(model, CLASSES).evaluate(make_loaders()[1])
+    assert isinstance(sys.stderr, Terminal)
+    for word in ("validating", "evaluating"):
+        assert f"{word}: 100%" in sys.stderr.getvalue()

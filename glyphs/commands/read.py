@@ -85,7 +85,6 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.output:
         rows = open_results(arguments.output, kind)
     else:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         rows = open_terminal(kind) if sys.stdout.isatty() else open_pipe(kind._replace(top_k=arguments.columns))
     predictor, reader = make_reader(arguments, config, form)
     images = images_of(arguments)

@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import os
 from pathlib import Path
 
+from glyphs.config import Config
 from glyphs.errors import CheckpointError, ConfigError
 from glyphs.files import explain_write_error
 from glyphs.process import say
@@ -45,6 +47,18 @@ def refuse_run(output_dir: Path) -> None:
                 f"{remedy}"
             )
     raise ConfigError(f"{output_dir} holds a finished run: {remedy}")
+
+
+def refuse_place(config: Config) -> None:
+    """Raise ConfigError if the output folder would be a class of the data set, or lie in one."""
+    data = Path(config.data_dir)
+    roots = [data / "train", data / "test"] if (data / "train").is_dir() else [data]
+    output = Path(os.path.realpath(config.output_dir))  # Path.resolve raises where links go in circles
+    if config.dataset == "folder" and any(output.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise ConfigError(
+            f"--output-dir {config.output_dir}: lies among the classes in {data}, and would be read as one more; "
+            "choose another"
+        )
 
 
 def set_aside(output_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glyphs.commands.runs import drop_replaced, refuse_run, set_aside
+from glyphs.commands.runs import drop_replaced, refuse_place, refuse_run, set_aside
 from glyphs.commands.settings import naming_flags
 from glyphs.commands.terminal import show_log
 from glyphs.config import Config
@@ -77,6 +77,8 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
         resume_from = Path(arguments.resume or output_dir / LATEST_CHECKPOINT)
         if not resume_from.exists():  # else its folder would be made, to lock it
             raise CheckpointError(f"{resume_from}: there is no such checkpoint; check the path, or start a run")
+    else:
+        refuse_place(config)
     with claimed(output_dir):
         checkpoint = None
         if arguments.resume is not None:
