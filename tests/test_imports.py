@@ -32,6 +32,33 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # A module's logger, a type variable, and what each script's arguments have alike.
 COMMON = {"log", "T", "build_parser", "parse", "check"}
+# All that is imported within functions, and not at the head of a file: why it is.
+LATER = {
+    "glyphs.commands.train": "--help and wrong arguments need not wait for torch",
+    "glyphs.commands.models": "likewise",
+    "glyphs.commands.read": "they need not wait for NumPy",
+    "glyphs.distributed": "an .onnx model is read without torch",
+    "torch": "likewise",
+    "glyphs.devices": "likewise",
+    "glyphs.model": "likewise",
+    "glyphs.training": "likewise",
+    "glyphs.plots": "matplotlib takes a second, and reading and training do without",
+    "glyphs.commands.evaluate": "scikit-learn and matplotlib, which training does without",
+    "glyphs.evaluation.calibration": "SciPy, which training does without until it is done",
+    "glyphs.data.folder": "SciPy, which EMNIST does without",
+    "glyphs.pictures.glyph": "likewise",
+    "torchvision.datasets": "a second, which only a download need wait for",
+    "tqdm": "a tenth of a second, which one answer need not wait for",
+    "tqdm.auto": "likewise",
+    "glyphs.inference.service": "Starlette and uvicorn, which only a service needs",
+    "torch.utils": "benchmark, whose logging is silenced before",
+    "torch.utils.tensorboard": "optional",
+    "onnx": "a machine that never exports may do without",
+    "onnxruntime": "likewise: it may do without .onnx models",
+    "onnxruntime.quantization.shape_inference": "likewise",
+    "pyarrow": "optional",
+    "pyarrow.parquet": "optional",
+}
 MODULES = sorted(path for path in (ROOT / "glyphs").rglob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 PACKAGE = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "glyphs")))
@@ -52,6 +79,19 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative imports would slip through this test"
             names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_later(path: Path) -> set[str]:
+    """The modules that a file imports within functions."""
+    names = set()
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    names.add(str(node.module))
     return names
 
 
@@ -107,6 +147,10 @@ def test_no_name_stands_for_two_things() -> None:
         for name in defined(path) - COMMON:
             places.setdefault(name, []).append(path.name)
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_what_is_imported_within_functions_has_its_reason() -> None:
+    assert {name for path in MODULES + SCRIPTS for name in imported_later(path)} == LATER.keys()
 
 
 @PACKAGE

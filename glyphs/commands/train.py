@@ -155,7 +155,7 @@ def train(
         say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
     if not arguments.skip_eval and rank() == 0:
-        from glyphs.plots import plot_training_history
+        from glyphs.plots import plot_training_history  # matplotlib: not before training
 
         plot_training_history(history, output_dir / "training_history.png")
     return config, data
