@@ -1,7 +1,9 @@
 """What the tests share: tiny EMNIST files, a tiny configuration, the demo set, the real data, programs that run."""
 
+import collections
 import contextlib
 import errno
+import functools
 import gzip
 import http.client
 import io
@@ -18,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import glyphs.files
@@ -41,6 +45,15 @@ for signum in SIGNALS:
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("train", "test")
 
+draw_demo = functools.cache(render_demo)  # once for all tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first: of two processes that share the files, none has a long one left at the end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    count = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: -slow[item.path] / count[item.path])
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
@@ -54,7 +67,30 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def demo_data() -> dict[str, tuple[Tensor, Tensor]]:
     """Images and labels of both parts of the demo set."""
-    return {"train": render_demo("train"), "test": render_demo("test")}
+    return {"train": draw_demo("train"), "test": draw_demo("test")}
+
+
+@pytest.fixture(scope="session")
+def demo_images() -> NDArray[np.uint8]:
+    """A few test images of the demo set, [51, 28, 28]."""
+    return np.asarray(draw_demo("test")[0][::37, 0])
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory: pytest.TempPathFactory, demo_data: dict[str, tuple[Tensor, Tensor]]) -> Path:
+    """Some of the demo set as files of EMNIST-Balanced, which has its classes: drawing it takes a run seconds.
+
+    50 images a class to train on, and 10 to test on.
+    """
+    folder = tmp_path_factory.mktemp("demo")
+    for part, per_class in (("train", 50), ("test", 10)):
+        images, labels = demo_data[part]
+        some = torch.cat([(labels == label).nonzero()[:per_class, 0] for label in range(47)])
+        images_path, labels_path = emnist_paths(folder, "balanced", part, gz=False)
+        images_path.parent.mkdir(parents=True, exist_ok=True)
+        write_idx(images_path, images[some, 0].transpose(1, 2).contiguous())
+        write_idx(labels_path, labels[some].to(torch.uint8))
+    return folder
 
 
 @pytest.fixture(scope="session")

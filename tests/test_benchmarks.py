@@ -124,10 +124,10 @@ def test_prediction_compares_the_forms_that_a_network_can_have(tmp_path: Path) -
         assert 0 < figures[f"{form}: 1 at a time, CPU ms"][0] < figures[f"{form}: 128 at a time, CPU ms"][0]
 
 
-def test_time_to_accuracy_stops_the_clock_at_the_target() -> None:
+def test_time_to_accuracy_stops_the_clock_at_the_target(demo_files: Path) -> None:
     figures = table(
-        "benchmarks/time_to_accuracy.py", "--dataset", "demo", "--max-train-images", "64", "--batch-size", "32",
-        "--epochs", "2", "--seeds", "2", "--targets", "0", "99.9", "--device", "cpu",
+        "benchmarks/time_to_accuracy.py", "--data-dir", str(demo_files), "--max-train-images", "64",
+        "--batch-size", "32", "--epochs", "2", "--seeds", "2", "--targets", "0", "99.9", "--device", "cpu",
     )  # fmt: skip
     runs, mean, *_ = figures["seconds to 0 %"]
     assert runs == 2
@@ -254,8 +254,8 @@ def test_compiling_compares_both_networks() -> None:
         assert float(gain.rstrip("%")) == pytest.approx(100 * (rates[1] / rates[0] - 1), abs=0.5 + 300 / rates[0])
 
 
-def test_startup_reaches_the_first_training_step() -> None:
-    figures = table("benchmarks/startup.py", "--rounds", "1")
+def test_startup_reaches_the_first_training_step(demo_files: Path) -> None:
+    figures = table("benchmarks/startup.py", "--dataset", "emnist", "--data-dir", str(demo_files), "--rounds", "1")
     assert figures["to the end of the first training step, s"][0] > figures["inference.py --help, s beyond it"][0] > 0
 
 

@@ -226,12 +226,12 @@ def test_the_error_of_one_process_ends_all_with_its_message(tmp_path: Path) -> N
     assert "Connection closed by peer" not in stderr
 
 
-QUICK = ["--dataset", "demo", "--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
+QUICK = ["--max-train-images", "600", "--no-use-residual", "--batch-size", "16", "--device", "cpu"]
 SCRIPT = "enhanced_glyph_recognition.py"
 
 
-def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
-    arguments = [*QUICK, "--skip-eval", "--output-dir", str(tmp_path)]
+def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path, demo_files: Path) -> None:
+    arguments = [*QUICK, "--data-dir", str(demo_files), "--skip-eval", "--output-dir", str(tmp_path)]
     process = torchrun(SCRIPT, *arguments, "--checkpoint-every", "0.05", "--epochs", "500")
     while not (tmp_path / LATEST_CHECKPOINT).exists():
         assert process.poll() is None, process.communicate()

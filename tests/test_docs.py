@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 from torch.distributed.run import get_args_parser
 
+import glyphs.data.loaders
 import inference
 from glyphs import export
 from glyphs.commands import model_arguments, read_arguments, train_arguments
@@ -25,7 +26,7 @@ from glyphs.data.demo import DEMO_CLASSES, IMAGES_PER_CLASS
 from glyphs.data.emnist import CLASS_NAMES
 from glyphs.model import EnhancedGlyphCNN, ViewAverage
 from glyphs.training.lr_finder import LRFinder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, draw_demo
 from tests.small import draw_glyph, save_small_checkpoint
 
 PAGES = [ROOT / "README.md", ROOT / "QUICKSTART.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,6 +106,7 @@ def test_every_python_example_runs(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(glyphs.data.loaders, "render_demo", draw_demo)
     for name in ("pretrained", "samples"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "outputs").mkdir()

@@ -2,33 +2,31 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import recipes.last_layer as recipe
-from glyphs.data.demo import render_demo
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.pictures.glyph import preprocess
 from recipes.glyphs47 import to_picture
 from recipes.last_layer import MAKERS, add_stroke, features, fit, lean, make_pictures, paint_by_hand, teach
 from tests.small import likeness
 
-IMAGES = render_demo("test")[0][::37, 0].numpy()
 
-
-def test_drawings_by_hand_are_found_again() -> None:
+def test_drawings_by_hand_are_found_again(demo_images: NDArray[np.uint8]) -> None:
     rng = np.random.default_rng(0)
-    found = [preprocess(to_picture(paint_by_hand(image, rng))).status for image in IMAGES[:30]]
+    found = [preprocess(to_picture(paint_by_hand(image, rng))).status for image in demo_images[:30]]
     assert found.count("ok") >= 20
 
 
-def test_each_picture_made_knows_its_image() -> None:
+def test_each_picture_made_knows_its_image(demo_images: NDArray[np.uint8]) -> None:
     labels = np.array([0, 12] * 10)
-    pixels, sources, by = make_pictures(IMAGES[:20], labels, 60, np.random.default_rng(0))
+    pixels, sources, by = make_pictures(demo_images[:20], labels, 60, np.random.default_rng(0))
     assert pixels.shape == (len(sources), 28, 28)
     assert len(by) == len(sources)
     assert pixels.dtype == np.uint8
     assert 0.65 < np.mean(labels[sources] == 0) < 0.95  # digits are more frequent
-    assert likeness(pixels, IMAGES[sources]) > likeness(pixels, IMAGES[(sources + 7) % 20]) + 0.2
+    assert likeness(pixels, demo_images[sources]) > likeness(pixels, demo_images[(sources + 7) % 20]) + 0.2
 
 
 def test_targets_lean_to_the_digits_and_stay_probabilities() -> None:
@@ -62,9 +60,9 @@ def test_a_layer_is_fitted_to_its_parts_and_stays_near_what_it_was() -> None:
     assert change[:, 0].max() > 3 * change[:, 1:].max()
 
 
-def test_features_are_what_the_last_layer_sees() -> None:
+def test_features_are_what_the_last_layer_sees(demo_images: NDArray[np.uint8]) -> None:
     model = EnhancedGlyphCNN(47, use_residual=False).eval()
-    images = torch.from_numpy(IMAGES[:5])[:, None]
+    images = torch.from_numpy(demo_images[:5])[:, None]
     with torch.inference_mode():
         logits = model(images)
         assert torch.allclose(model.classifier(features(model, images)), logits, atol=1e-5)

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from enhanced_glyph_recognition import main
 from glyphs.commands.runs import REPORTS
@@ -27,7 +26,7 @@ from glyphs.files import claim_folder
 from glyphs.training.callbacks import EpochLine
 from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import Trainer
-from tests.conftest import emnist_paths, finish, refused, write_emnist, write_idx
+from tests.conftest import finish, refused, write_emnist
 from tests.small import all_state, assert_identical
 
 ROOT = Path(__file__).parent.parent
@@ -39,21 +38,12 @@ QUICK = ["--max-train-images", "600", "--no-use-residual", "--batch-size", "16",
 # Enough of both for the loss to fall within the finder's sweep.
 FINDABLE = ["--max-train-images", "2000", "--batch-size", "64"]
 TEST_IMAGES = 470
-DATA: list[str] = []  # where they lie: see demo_files
+DATA: list[str] = []  # where they lie
 
 
 @pytest.fixture(scope="module", autouse=True)
-def demo_files(tmp_path_factory: pytest.TempPathFactory, demo_data: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Some of the demo set as files of EMNIST-Balanced, which has its classes: drawing it takes a run five seconds."""
-    folder = tmp_path_factory.mktemp("demo")
-    for part, per_class in (("train", 50), ("test", TEST_IMAGES // 47)):
-        images, labels = demo_data[part]
-        some = torch.cat([(labels == label).nonzero()[:per_class, 0] for label in range(47)])
-        images_path, labels_path = emnist_paths(folder, "balanced", part, gz=False)
-        images_path.parent.mkdir(parents=True, exist_ok=True)
-        write_idx(images_path, images[some, 0].transpose(1, 2).contiguous())
-        write_idx(labels_path, labels[some].to(torch.uint8))
-    DATA.extend(["--data-dir", str(folder)])
+def data(demo_files: Path) -> None:
+    DATA.extend(["--data-dir", str(demo_files)])
     QUICK.extend(DATA)
 
 
