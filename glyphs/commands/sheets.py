@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from glyphs.arrays import Bytes
 from glyphs.errors import ConfigError, DataError, PictureError
 from glyphs.files import explain_write_error, too_long, valid_utf8
 from glyphs.inference.results import save_pixels
 from glyphs.pictures.decode import Source, explain_fault, open_picture, to_grey
-from glyphs.pictures.glyph import GlyphStatus, preprocess
+from glyphs.pictures.glyph import GlyphStatus, preprocess, to_bytes
 from glyphs.pictures.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, SheetPage, classes_of, cut_sheet, paginate
 from glyphs.process import Interrupted, say
 from glyphs.progress import line_above, progress
@@ -105,7 +103,7 @@ def pictures_of(
     with explain_fault(shown):
         page, cuts = cut_sheet(to_grey(opened), name)
         for cut in cuts:
-            pixels = np.rint(cut.picture * 255).astype(np.uint8)
+            pixels = to_bytes(cut.picture)
             if (status := preprocess(pixels).status) != "no_glyph":
                 new[folder / cut.name / f"{start}-{page.number}-{cut.row}-{cut.column}.png"] = pixels, status
     return page, new

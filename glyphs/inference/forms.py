@@ -36,6 +36,7 @@ from glyphs.inference.rows import SURE_STATUSES, FormReading, form_columns
 from glyphs.pictures.align import lay_over
 from glyphs.pictures.boxes import find_boxes
 from glyphs.pictures.decode import MAX_PIXELS, Source, explain_fault, open_picture, shrink_factor, to_grey
+from glyphs.pictures.glyph import to_bytes
 from glyphs.pictures.marks import clockwise, enclosed, find_marks, straighten
 from glyphs.pictures.page import Box, Page, find_lines
 
@@ -361,7 +362,7 @@ def write_review(
 
 def embedded(crop: Floats) -> str:
     """A picture, float32 [H, W], as a part of a page."""
-    picture = Image.fromarray(np.rint(crop * 255).astype(np.uint8))
+    picture = Image.fromarray(to_bytes(crop))
     picture.thumbnail((10 * CROP_HEIGHT, CROP_HEIGHT))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from glyphs.arrays import Floats, Mask
+from glyphs.arrays import Bytes, Floats, Mask
 from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, to_grey
 from glyphs.pictures.morphology import closing, dilate, opening
 
@@ -95,7 +95,7 @@ class Glyph(NamedTuple):
     """What was found in a picture: `pixels`, uint8 [28, 28], white on black, exactly where `status` is "ok"."""
 
     status: GlyphStatus
-    pixels: NDArray[np.uint8] | None
+    pixels: Bytes | None
 
 
 # ---- From a picture to EMNIST's form ----
@@ -126,24 +126,24 @@ def _prepare(opened: Image.Image, mode: Mode) -> Glyph:
         return Glyph("ok", _plain(to_grey(opened)))
     if opened.size == (SIDE, SIDE):
         simple = opened.mode == "L" and not opened.has_transparency_data
-        pixels = np.asarray(opened) if simple else _to_bytes(to_grey(opened))
+        pixels = np.asarray(opened) if simple else to_bytes(to_grey(opened))
         for candidate in (pixels, 255 - pixels):
             if _is_emnist(candidate):
                 return Glyph("ok", candidate)
     return _find_glyph(to_grey(opened))
 
 
-def _plain(grey: Floats) -> NDArray[np.uint8]:
+def _plain(grey: Floats) -> Bytes:
     height, width = grey.shape
     paper = float(np.median(_border(grey)))
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     square = np.pad(grey, ((top, side - height - top), (left, side - width - left)), constant_values=paper)
-    pixels = _to_bytes(resize(square, SIDE, SIDE))
+    pixels = to_bytes(resize(square, SIDE, SIDE))
     return 255 - pixels if paper > 0.5 else pixels
 
 
-def _is_emnist(pixels: NDArray[np.uint8]) -> bool:
+def _is_emnist(pixels: Bytes) -> bool:
     """Whether a uint8 [28, 28] is what EMNIST's last steps leave: a blurred glyph stretched to full white in its box.
 
     A drawing whose edges are hard, a faint one, and MNIST's (longer side 20, centred by mass) are not: they are drawn
@@ -405,7 +405,7 @@ def _choose_parts(ink: Floats, labels: NDArray[np.int32], peak: float) -> tuple[
     return ("several_glyphs" if (abreast & apart).any() or joined_word else "ok"), glyph
 
 
-def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.uint8]:
+def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> Bytes:
     """Draw the ink inside a box as a scan of NIST's with EMNIST's steps: uint8 [28, 28].
 
     It is black where no ink is left to draw: in a strip of a few pixels, the blurs on the way can level it all.
@@ -446,7 +446,7 @@ def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> NDArray[np.
     room = math.ceil(half)  # so that the frame lies within the scan, which Pillow demands
     frame = (x + room - half, y + room - half, x + room + half, y + room + half)
     square = Image.fromarray(np.pad(scan, room)).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=frame)
-    return _to_bytes(np.asarray(square))
+    return to_bytes(np.asarray(square))
 
 
 def _box(mask: Mask) -> tuple[slice, slice]:
@@ -470,5 +470,6 @@ def resize(grey: Floats, width: int, height: int) -> Floats:
     return np.asarray(Image.fromarray(grey).resize((max(1, width), max(1, height)), Image.Resampling.BICUBIC))
 
 
-def _to_bytes(grey: Floats) -> NDArray[np.uint8]:
+def to_bytes(grey: Floats) -> Bytes:
+    """Brightness from 0 to 1 in 8 bits; what is beyond, as resizing leaves it, is cut off."""
     return np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)
