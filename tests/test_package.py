@@ -31,6 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_the_page_and_the_weights(wheel: zipfile.ZipFile) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "glyphs").rglob("*.py")}
     weights = {f"glyphs/pretrained/{path.name}" for path in (ROOT / "pretrained").iterdir() if path.suffix != ".md"}
@@ -40,6 +41,7 @@ def test_the_wheel_holds_every_module_the_page_and_the_weights(wheel: zipfile.Zi
     assert not [name for name in wheel.namelist() if name.startswith(("tests/", "benchmarks/"))]
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_commands_and_asks_for_what_requirements_txt_lists(wheel: zipfile.ZipFile) -> None:
     info = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     commands = dict(re.findall(r"^([\w-]+) = (\w+):command$", wheel.read(info).decode(), re.MULTILINE))
