@@ -39,8 +39,9 @@ from benchmarks.prediction import ROOT, write_pictures
 SERVICE = """
 import sys
 from pathlib import Path
+from glyphs.inference.gate import Limits
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.service import Limits, serve
+from glyphs.inference.service import serve
 from glyphs.process import run
 model, patience = Path(sys.argv[1]), float(sys.argv[2])
 limits = Limits(head_seconds=patience, body_seconds=patience)

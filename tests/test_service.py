@@ -31,8 +31,9 @@ from glyphs.arrays import Bytes, Probabilities
 from glyphs.errors import ConfigError
 from glyphs.inference import networks
 from glyphs.inference import service as service_module
+from glyphs.inference.engine import Engine
+from glyphs.inference.gate import Limits, Metrics
 from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.service import Engine, Limits, Metrics
 from tests.conftest import ROOT, Running, refused, run_python, running
 from tests.small import NAMES, draw_glyph, save_small_onnx
 
@@ -49,7 +50,8 @@ def limited(model: Path, collect: Path | None = None, **limits: float) -> contex
         from pathlib import Path
         from glyphs.process import run
         from glyphs.inference.predictor import GlyphPredictor
-        from glyphs.inference.service import Limits, serve
+        from glyphs.inference.gate import Limits
+        from glyphs.inference.service import serve
         model = Path({str(model)!r})
         sys.exit(run(lambda: serve([GlyphPredictor(model)], {options}, limits=Limits(**{limits!r}))))
     """
