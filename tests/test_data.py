@@ -616,7 +616,20 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path, server: Server) 
     assert server.requests == 0
 
 
-@pytest.mark.parametrize("succeeding", [0, 2, 5])
+def test_a_full_disk_is_found_before_anything_is_fetched(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_is_full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", disk_is_full)
+    with refused(GlyphError, tmp_path / "EMNIST" / "raw", "No space left"):
+        load_emnist(tmp_path, "digits", "test")
+    assert server.requests == 0
+    assert not (tmp_path / "EMNIST").exists()
+
+
+@pytest.mark.parametrize("succeeding", [2, 4, 7])  # the first two are of the claim to the folder
 def test_interrupted_extraction_leaves_whole_files_only(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, succeeding: int
 ) -> None:

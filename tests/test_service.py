@@ -497,7 +497,7 @@ def test_signals_finish_what_is_under_way(model: Path, signum: signal.Signals, s
                 pass
             service.process.send_signal(signum)
             deadline = time.monotonic() + 10
-            with contextlib.suppress(ConnectionRefusedError):
+            with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
                 while time.monotonic() < deadline:
                     socket.create_connection(("127.0.0.1", service.port)).close()
             connection.sendall(png())
