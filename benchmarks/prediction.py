@@ -21,7 +21,6 @@ which other programs on the machine disturb less: a checkpoint in float32 and in
 import argparse
 import itertools
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.startup import command_seconds
 from benchmarks.throughput import best_copy, best_matrix_product, competing
 from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.cpus import usable_cpus
@@ -49,7 +49,6 @@ from glyphs.pictures.glyph import preprocess
 from glyphs.timing import time_networks
 from glyphs.training.checkpoint import load_model
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 BATCHES = (1, 128)
 # session.intra_op.spin_duration_us: how long a thread of onnxruntime (1.26 or newer) looks for work before it sleeps.
@@ -84,12 +83,6 @@ def end_to_end_rate(predictor: GlyphPredictor, folder: Path, output: Path) -> fl
             results.write(prediction)
             results.counts[prediction.status] += 1
     return results.counts.total() / (time.perf_counter() - started)
-
-
-def seconds(*command: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
 
 
 def forms_of(path: str) -> dict[str, Network]:
@@ -208,10 +201,10 @@ def main() -> None:
                 whole.append(end_to_end_rate(predictor, folder, Path(temporary, "results.jsonl")))
                 ceilings.append(best_matrix_product(CPU, torch.float32) / 1e9)
                 copies.append(best_copy(CPU) / 1e9)
-                answer = seconds(
+                answer = command_seconds(
                     "inference.py", "--model", str(Path(model).resolve()), "--image", str(folder / "000" / "000000.png")
                 )
-                starts.append(answer - seconds("-c", "pass"))
+                starts.append(answer - command_seconds("-c", "pass"))
             name = Path(model).name
             operations = 2 * ModelAnalyzer(model, "cpu").count_multiply_adds() / 1e9
             for batch, values in times.items():

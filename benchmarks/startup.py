@@ -35,7 +35,8 @@ main(sys.argv[1:])
 """
 
 
-def seconds(*arguments: str) -> float:
+def command_seconds(*arguments: str) -> float:
+    """How long Python takes with these arguments, in the repository."""
     started = time.perf_counter()
     command = [sys.executable, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -56,9 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         training = ["--dataset", arguments.dataset, "--data-dir", arguments.data_dir, "--output-dir", folder]
         for _ in range(arguments.rounds):
-            bare = seconds("-c", "pass")
-            helps = [seconds(name, "--help") - bare for name in scripts]
-            step = seconds("-c", FIRST_STEP, *training, "--overwrite")
+            bare = command_seconds("-c", "pass")
+            helps = [command_seconds(name, "--help") - bare for name in scripts]
+            step = command_seconds("-c", FIRST_STEP, *training, "--overwrite")
             for times, value in zip(rows.values(), [bare, *helps, step], strict=True):
                 times.append(value)
     print(f"{'':52}{'median':>10}{'lowest':>10}{'highest':>10}")
