@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image, ImageOps
 
-from benchmarks.prediction import ROOT, end_to_end_rate, show, write_pictures
+from benchmarks.prediction import end_to_end_rate, show, write_pictures
+from benchmarks.startup import ROOT
 from glyphs.cpus import usable_cpus
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.timing import time_networks

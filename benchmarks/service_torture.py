@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from PIL import Image, ImageOps
 
-from benchmarks.prediction import ROOT, write_pictures
+from benchmarks.prediction import write_pictures
+from benchmarks.startup import ROOT
 
 SERVICE = """
 import sys

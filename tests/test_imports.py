@@ -41,6 +41,7 @@ LATER = {
     "torch": "likewise",
     "glyphs.devices": "likewise",
     "glyphs.model": "likewise",
+    "glyphs.convolutions": "likewise",
     "glyphs.training": "likewise",
     "glyphs.plots": "matplotlib takes a second, and reading and training do without",
     "glyphs.commands.evaluate": "scikit-learn and matplotlib, which training does without",
