@@ -50,13 +50,13 @@ def write(lines: Sequence[str], size: int = 48, spacing: int = 6) -> Image.Image
     return page
 
 
-def comb(text: str) -> Image.Image:
-    """A form's field of touching boxes, a character in each."""
+def comb(text: str, gap: int = 0) -> Image.Image:
+    """A form's field of boxes, a character in each, that touch or stand apart."""
     font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 40)
-    page = Image.new("L", (60 * len(text) + 40, 100), 255)
+    page = Image.new("L", ((60 + gap) * len(text) + 40, 100), 255)
     pen = ImageDraw.Draw(page)
     for place, character in enumerate(text):
-        left = 20 + 60 * place
+        left = 20 + (60 + gap) * place
         pen.rectangle((left, 15, left + 60, 85), outline=90, width=2)
         pen.text((left + 30, 50), character, font=font, fill=0, anchor="mm")
     return page
@@ -313,6 +313,10 @@ def test_the_line_tells_the_case_of_a_word_that_does_not() -> None:
     path = [Choice(piece(12 * i, 12 * i + width), None) for i, width in enumerate((5, 5, 9, 9))]
     assert set_case(path, [path[:2], path[2:]], ["I", "L", "a", "n"], None) == ["l", "l", "a", "n"]
     assert set_case(path, [path[:2], path[2:]], ["I", "L", "A", "N"], None) == ["I", "I", "A", "N"]
+    small = ["A", "I", "I", "a", "n"]
+    path = [Choice(piece(12 * i, 12 * i + width), None) for i, width in enumerate((9, 5, 5, 9, 9))]
+    assert set_case(path, [path[:3], path[3:]], small, None) == ["A", "l", "l", "a", "n"]
+    assert set_case(path[:2], [path[:2]], ["A", "I"], None) == ["A", "I"]
 
 
 def test_the_flat_end_of_a_stroke_is_no_piece() -> None:
@@ -399,6 +403,41 @@ def test_a_letter_at_the_edge_is_text_and_a_sliver_is_not() -> None:
     assert len(boxes) == 9
 
 
+@pytest.mark.parametrize("gap", [6, 20])
+def test_boxes_that_stand_apart_are_taken_away(predictor: GlyphPredictor, gap: int) -> None:
+    page = comb("BK4736", gap)
+    assert predictor.read(page).text == "BK4736"
+    # A stroke that ties two boxes together does not keep them.
+    ImageDraw.Draw(page).line((70, 60, 95 + gap, 60), fill=0, width=5)
+    found = find_lines(to_grey(page))
+    pieces = [piece for line in found.lines for piece in line.pieces]
+    assert len({piece.cell for piece in pieces}) >= 5
+    assert max(piece.box.height for piece in pieces) < 50 * found.zoom
+
+
+@pytest.mark.parametrize(("tone", "width"), [(190, 2), (20, 1)], ids=["pale rules", "dark, thin rules"])
+def test_words_on_squared_paper_are_read(predictor: GlyphPredictor, tone: int, width: int) -> None:
+    text = write(["HELLO 4736"])
+    page = Image.new("L", text.size, 245)
+    pen = ImageDraw.Draw(page)
+    for place in range(11, max(page.size), 44):
+        pen.line((place, 0, place, page.height), fill=tone, width=width)
+        pen.line((0, place, page.width, place), fill=tone, width=width)
+    page = Image.fromarray(np.minimum(np.asarray(page), np.asarray(text)))
+    found = find_lines(to_grey(page))
+    assert found.grid is None
+    assert len(found.lines) == 1
+    assert predictor.read(page).text == "HELLO 4736"
+
+
+def test_broad_strokes_are_ink_to_their_middle() -> None:
+    crop = np.ones((60, 240), np.float32)
+    crop[8:52, 20:33] = crop[8:52, 60:73] = crop[22:35, 20:73] = 0.1
+    page = find_lines(crop)
+    inside = page.ink[12 * page.zoom : 48 * page.zoom, 24 * page.zoom : 29 * page.zoom]
+    assert float(inside.min()) > 0.7
+
+
 def on_a_table(sheet: Image.Image, angle: float, tone: int) -> Image.Image:
     """A sheet that lies aslant on a table of grained wood, photographed in light that falls from one side."""
     width, height = sheet.width + 260, sheet.height + 200
@@ -425,7 +464,10 @@ def test_what_covers_the_picture_is_no_sheet_on_a_table() -> None:
     bar = np.zeros((60, 40), np.float32)
     bar[8:52, 15:25] = 1
     light = np.linspace(0.2, 1, page.shape[1], dtype=np.float32)
-    for picture in (page, 1 - page, page * light, page[8:-8, 15:90]):
+    boxes = np.ones((82, 467), np.float32)
+    for left in range(85, 467, 96):
+        boxes[:, left : left + 8] = 0.3
+    for picture in (page, 1 - page, page * light, page[8:-8, 15:90], boxes):
         assert without_background(picture) is None
     assert find_lines(bar).lines  # white on black: a sheet without a text, or a character
 

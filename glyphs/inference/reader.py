@@ -231,12 +231,15 @@ def set_case(
     """The labels with the case of letters that look alike in both: by the word's other letters, else by height."""
     heights = [c.piece.box.height for c, name in zip(path, found, strict=True) if name.isalnum() and name not in SIZED]
     tall = float(np.quantile(heights, 0.8)) if heights else max((c.piece.box.height for c in path), default=1)
-    of_line = [name for name in found if name.isalpha() and name not in SAME_SHAPE]
+    # A capital that begins a word does not tell the case of the others.
+    firsts = set(itertools.accumulate((len(group) for group in groups[:-1]), initial=0))
+    telling = [i for i, name in enumerate(found) if name.isalpha() and name not in SAME_SHAPE]
+    of_line = [found[i] for i in telling if i not in firsts or found[i].islower()] or [found[i] for i in telling]
     place = 0
     for group in groups:
         span = range(place, place + len(group))
         place += len(group)
-        sure = [found[i] for i in span if found[i].isalpha() and found[i] not in SAME_SHAPE] or of_line
+        sure = [found[i] for i in telling if i in span and (i != span[0] or found[i].islower())] or of_line
         small = sum(name.islower() for name in sure)
         for i in span:
             name = found[i]

@@ -14,8 +14,8 @@ BROADEST = 15  # pixels: strokes are narrower
 LEAST_SHEET = 0.15  # of the picture that the sheet covers
 LEAST_SOLID = 0.9  # of the sheet's convex hull that it fills
 CORNERS, LEAST_AROUND = 2, 0.03  # so many of the picture's corners lie beyond it, in so large a part of the picture
-AROUND_DARKER, AROUND_SHARE = 0.1, 0.8  # what is around is darker by this, along that share of the sheet's edge
-OFF_EDGE = 5  # pixels: how far off the edge
+AROUND_DARKER, AROUND_SHARE = 0.1, 0.8  # what is around is darker by this: such a share of it, and of what is close by
+OFF_EDGE = 5  # pixels: how far off the sheet's edge that is
 ENDS = ([0, 0, -1, -1], [0, -1, 0, -1])  # the picture's corners
 
 
@@ -65,6 +65,7 @@ def is_sheet(small: Floats, part: Mask) -> bool:
     if np.ptp(rim, axis=0).min() == 0 or part.sum() < LEAST_SOLID * ConvexHull(rim).volume:
         return False
     away, nearest = ndimage.distance_transform_edt(~part, return_indices=True)
-    ring = (away > OFF_EDGE - 1) & (away <= OFF_EDGE)
-    darker = small[ring] < (1 - AROUND_DARKER) * small[tuple(nearest)][ring]
-    return bool(darker.size) and float(darker.mean()) >= AROUND_SHARE
+    darker = small < (1 - AROUND_DARKER) * small[tuple(nearest)]
+    edge = (away > OFF_EDGE - 1) & (away <= OFF_EDGE)
+    # Beyond the sides of a form's box there is paper again.
+    return all(beyond.any() and darker[beyond].mean() >= AROUND_SHARE for beyond in (edge, ~part))

@@ -25,7 +25,8 @@ from glyphs.pictures.morphology import closing, dilate, opening, windows
 
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
-PAPER_WINDOW = 15  # the closing that finds the paper is at least so wide, else an eighth of the shorter side
+PAPER_WINDOW = 15  # the closing that finds the paper is at least so wide, else an eighth of the shorter side,
+LEAST_WINDOW = 70  # or so wide, or a third of it: the strokes of a character that fills its picture are broad
 SMOOTH = 0.8  # standard deviation of the first blur
 
 # Finding ink; shares are of the paper's brightness
@@ -45,6 +46,15 @@ WALL_SLOPE, LONE_SLOPE = 0.15, 0.08  # of the height of a box's side: how wide i
 PAIR = 0.4  # of it: by how much the ends of two sides of a box differ
 THIN_RULE = 0.01  # of the page's height: how thick a thin rule is
 RULE_SLOPE = 0.06  # height over width of a rule, its thickness apart
+
+SMALLEST_FRAME = 20  # pixels
+FRAME_RIM = 0.12  # of the shorter side of a box that stands apart: how far its sides are from straight and level
+FRAME_WHOLE, FRAME_STRAIGHT = 0.95, 0.7  # of a side: how much of it is there, and in one stroke
+
+# Squared paper: of the picture's sides so many are crossed by so many rules; what covers more of one lies along it
+CROSSED_SIDES, LEAST_CROSSINGS, MOST_ALONG = 3, 2, 0.5
+SQUARES_ALIKE = 0.8  # of the squares along those sides: that many are as large as the usual one
+SQUARE_SIDES = 1.5  # of a square: what is longer and straight is a rule
 
 FOOT = 0.5  # of the distance of rules: what is longer along a rule is no foot of a letter
 DARKER = 1.5  # times as dark as a rule: strokes that are can be told from it by that
@@ -167,12 +177,14 @@ def lines_on_paper(grey: Floats) -> Page:
     mask = ink > floor
     if not mask.any():
         return Page(ink, floor, zoom, [], False)
-    grid = find_grid(ink > FAINT * floor)
+    faint = ink > FAINT * floor
+    squares = square_side(faint)
+    grid = find_grid(faint) if squares is None else None
     cells = read_cells(ink, floor, grid) if grid else None
     if grid is not None and cells is not None:
         ink, lines = cells
         return Page(ink, floor, zoom, lines, False, grid.shape)
-    mask, across, walls = remove_rules(ink, floor)
+    mask, across, walls = remove_rules(ink, floor) if squares is None else remove_squares(ink, floor, squares)
     if across.any() and not walls.any():
         # With their soft edges, which would be drawn around what stands on them.
         ink[dilate(across, RULE_EDGE, RULE_EDGE) & ~dilate(mask, 3, 3)] = 0
@@ -198,7 +210,8 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
     off = page - middling(page)
     if (off * off * off).sum() > 0:  # light ink on a dark page: ink is the rarer of the two
         page = 1 - page
-    window = max(PAPER_WINDOW, min(page.shape) // 8)
+    shorter = min(page.shape)
+    window = max(PAPER_WINDOW, shorter // 8, min(shorter // 3, LEAST_WINDOW))
     # Strokes are narrower than the window, shadows and tables are not: they count as paper.
     shrink = PAPER_WINDOW / window
     height, width = page.shape
@@ -237,7 +250,7 @@ def remove_rules(ink: Floats, floor: float) -> tuple[Mask, Mask, Mask]:
     across, walls : bool [H, W], the rules, and the upright sides of boxes.
     """
     mask, faint = ink > floor, ink > FAINT * floor
-    across = find_rules(faint)
+    across = find_rules(faint) | find_frames(faint)
     if not across.any():
         return mask, across, across
     walls = find_walls(faint, across)
@@ -249,13 +262,87 @@ def remove_rules(ink: Floats, floor: float) -> tuple[Mask, Mask, Mask]:
             dark = across & (ink > (pen + print_) / 2)
             dark &= ~opening(dark, 1, max(5, round(FOOT * rule_distance(across))))
             rest |= ndimage.binary_propagation(rest & ndimage.binary_dilation(across), mask=rest | dark) & dark
+    return mend_strokes(rest, mask, across, walls), across, walls
+
+
+def mend_strokes(rest: Mask, mask: Mask, across: Mask, walls: Mask) -> Mask:
+    """What is left of strokes, bool [H, W], with what they lost to the rules that they cross."""
     for rules, axis in ((across, 0), (walls, 1)):
         thick = thickness(rules, axis)
         if thick:
             size = (2 * thick + 3, 1) if axis == 0 else (1, 2 * thick + 3)
             inner = slice(thick + 2, -thick - 2)
-            rest |= closing(np.pad(rest, thick + 2), *size)[inner, inner] & (rules & mask)
-    return rest, across, walls
+            rest = rest | (closing(np.pad(rest, thick + 2), *size)[inner, inner] & rules & mask)
+    return rest
+
+
+def square_side(faint: Mask) -> float | None:
+    """How far apart the rules of squared paper are, in pixels, from where they run off the picture; None without."""
+    labels, _ = ndimage.label(faint, np.ones((3, 3)))
+    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    numbers, counts = np.unique(np.concatenate(sides), return_counts=True)
+    if numbers.max() == 0:
+        return None
+    largest = numbers[numbers > 0][counts[numbers > 0].argmax()]
+    steps: list[int] = []
+    crossed = 0
+    for side in sides:
+        own = side == largest
+        crossings = np.flatnonzero(np.diff(own.astype(np.int8), prepend=0) == 1)
+        if len(crossings) >= LEAST_CROSSINGS and own.mean() < MOST_ALONG:
+            crossed += 1
+            steps += np.diff(crossings).tolist()
+    if crossed < CROSSED_SIDES:
+        return None
+    usual = float(np.median(steps))
+    alike = np.abs(np.array(steps) - usual) < UNEVEN * usual
+    return usual if alike.mean() > SQUARES_ALIKE else None
+
+
+def remove_squares(ink: Floats, floor: float, side: float) -> tuple[Mask, Mask, Mask]:
+    """As remove_rules, of squared paper whose rules are `side` pixels apart; they are no boxes: none are returned."""
+    mask, faint = ink > floor, ink > FAINT * floor
+    nothing = np.zeros_like(mask)
+    length = max(12, round(SQUARE_SIDES * side))
+    across, upright = opening(faint, 1, length), opening(faint, length, 1)
+    rules = dilate(across | upright, 3, 3) & faint
+    rest = mask & ~rules
+    if not rest.any():
+        return rest, nothing, nothing
+    # Strokes along the rules are whole only where pens write darker than rules are printed.
+    pen, print_ = float(np.median(ink[rest])), float(np.median(ink[rules]))
+    if pen > DARKER * print_:
+        rest = mask & (ink > (pen + print_) / 2)
+    else:
+        rest = mend_strokes(rest, mask, dilate(across, 3, 1) & faint, dilate(upright, 1, 3) & faint)
+    ink[~dilate(rest, 3, 3)] = 0
+    return rest, nothing, nothing
+
+
+def find_frames(faint: Mask) -> Mask:
+    """The level sides of boxes that stand apart in a row, bool [H, W], where two at least are alike."""
+    labels, _ = ndimage.label(faint, np.ones((3, 3)))
+    found = []
+    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+        high, wide = (line.stop - line.start for line in place)
+        if min(high, wide) < SMALLEST_FRAME:
+            continue
+        part = labels[place] == number
+        rim = max(2, round(FRAME_RIM * min(high, wide)))
+        bands = (part[:rim].any(axis=0), part[-rim:].any(axis=0), part[:, :rim].any(axis=1), part[:, -rim:].any(axis=1))
+        if min(band.mean() for band in bands) < FRAME_WHOLE:
+            continue
+        level, upright = opening(part, 1, round(FRAME_STRAIGHT * wide)), opening(part, round(FRAME_STRAIGHT * high), 1)
+        if all(end.any() for end in (level[:rim], level[-rim:], upright[:, :rim], upright[:, -rim:])):
+            found.append((high, wide, place[0], rim))
+    alike = [one for one in found if sum(abs(one[0] - other[0]) < UNEVEN * one[0] for other in found) > 1]
+    if not alike:
+        return np.zeros_like(faint)
+    # Boxes that a character touches lie between the same rows.
+    near = np.zeros((len(faint), 1), bool)
+    for _, _, rows, rim in alike:
+        near[rows.start : rows.start + rim] = near[rows.stop - rim : rows.stop] = True
+    return opening(faint, 1, round(FRAME_STRAIGHT * min(wide for _, wide, *_ in alike))) & near
 
 
 def thickness(rules: Mask, axis: int) -> int:
