@@ -438,6 +438,16 @@ def test_broad_strokes_are_ink_to_their_middle() -> None:
     assert float(inside.min()) > 0.7
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5])
+@pytest.mark.parametrize("dark", [False, True])
+def test_shadows_do_not_turn_ink_and_paper_round(share: float, dark: bool) -> None:
+    page = to_grey(write(["ABCDEFHK", "GHKMNTUE"]))
+    page = 1 - page if dark else page
+    edge = np.clip((np.linspace(0, 1, page.shape[1], dtype=np.float32) - share) * 4, -1, 1)
+    lines = find_lines(page * (0.65 - 0.35 * edge)).lines
+    assert [len({piece.part for piece in line.pieces}) for line in lines] == [8, 8]
+
+
 def on_a_table(sheet: Image.Image, angle: float, tone: int) -> Image.Image:
     """A sheet that lies aslant on a table of grained wood, photographed in light that falls from one side."""
     width, height = sheet.width + 260, sheet.height + 200

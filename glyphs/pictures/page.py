@@ -207,15 +207,16 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
     The floor is above all ink where there is nothing but paper.
     """
     page = ndimage.gaussian_filter(page, SMOOTH)
-    off = page - middling(page)
-    if (off * off * off).sum() > 0:  # light ink on a dark page: ink is the rarer of the two
-        page = 1 - page
     shorter = min(page.shape)
     window = max(PAPER_WINDOW, shorter // 8, min(shorter // 3, LEAST_WINDOW))
-    # Strokes are narrower than the window, shadows and tables are not: they count as paper.
     shrink = PAPER_WINDOW / window
     height, width = page.shape
     small = rescale(page, shrink)
+    # On a dark page light ink is what stands out.  Compared with what is near: a shadow may cover most of a page.
+    off = small - ndimage.uniform_filter(small, PAPER_WINDOW)
+    if (off * off * off).sum() > 0:
+        page, small = 1 - page, 1 - small
+    # Strokes are narrower than the window, shadows and tables are not: they count as paper.
     small = ndimage.gaussian_filter(ndimage.grey_closing(small, size=(PAPER_WINDOW,) * 2), PAPER_WINDOW / 6)
     paper = small if shrink == 1 else resize(small, width, height)
     ink = np.asarray(1 - page / np.maximum(paper, 0.05), dtype=np.float32)
