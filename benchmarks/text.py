@@ -4,7 +4,8 @@
 
 DIR holds pictures and truth.tsv: file, text (lines separated by |), kind, source.  Prints, for each kind and for each
 source, the character error rate (edits over characters, case and spaces ignored), the pictures without an error, the
-pictures refused (a refused picture counts as all of its characters missed), and seconds a picture.
+pictures refused (a refused picture counts as all of its characters missed), and processor seconds a picture, which other
+programs disturb less than seconds; see benchmarks/reading.py for those.
 
 Few people stand behind many of such pictures, so that the interval of an error rate comes from drawing sources, not
 pictures, anew (bootstrap, 95 %); a kind of one source has none.
@@ -31,7 +32,7 @@ DRAWS = 2000
 
 
 class Result(NamedTuple):
-    """A picture's source, edits, characters, whether it was refused, and seconds."""
+    """A picture's source, edits, characters, whether it was refused, and processor seconds."""
 
     source: str
     edits: int
@@ -75,14 +76,14 @@ def interval(results: Sequence[Result]) -> tuple[float, float] | None:
 
 
 def table(title: str, results: dict[str, list[Result]]) -> None:
-    print(f"\n{title:45} pictures  error rate  95 % interval  no error  refused  s a picture")
+    print(f"\n{title:45} pictures  error rate  95 % interval  no error  refused  CPU s a picture")
     for name, group in results.items():
         limits = interval(group)
         span = f"{limits[0]:6.1%} -{limits[1]:6.1%}" if limits else ""
         right = sum(result.edits == 0 and not result.refused for result in group)
         refused = sum(result.refused for result in group)
         seconds = sum(result.seconds for result in group) / len(group)
-        numbers = f"{error_rate(group):10.1%}  {span:13}  {right:8}  {refused:7}  {seconds:11.2f}"
+        numbers = f"{error_rate(group):10.1%}  {span:13}  {right:8}  {refused:7}  {seconds:15.2f}"
         print(f"{name:45} {len(group):8}  {numbers}")
 
 
@@ -107,9 +108,9 @@ def main() -> None:
         if arguments.kind not in (None, row["kind"]):
             continue
         reader = digits if truth.isdigit() else listed if row["kind"] in ("word", "line") else predictor
-        start = time.perf_counter()
+        start = time.process_time()
         reading = reader.read(arguments.pictures / row["file"])
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         refused = reading.status == "joined_script"
         text = plain(reading.text or "")
         result = Result(row["source"], edit_distance(text, truth), len(truth), refused, seconds)

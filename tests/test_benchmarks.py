@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import EMNIST
 
-from benchmarks import page, peers, pictures, prediction
+from benchmarks import page, peers, pictures, prediction, reading
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.analysis.analyzer import ModelAnalyzer
+from glyphs.data.demo import render_demo
 from tests.conftest import run_python
 from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
 
@@ -208,6 +209,24 @@ def test_the_page_of_a_gpu_is_whole() -> None:
     [[_, runs, seconds, *_]] = [row for row in rows if row[0] == "seconds to 0 %"]
     assert runs == "1"
     assert float(seconds) > 0
+
+
+def test_reading_shares_out_the_time_of_a_page_and_a_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reading, "PAGE", (4000, 360))
+    monkeypatch.setattr(reading, "LINES", 2)
+    glyphs, _ = render_demo("test")
+    write_emnist(tmp_path, glyphs[:94], torch.arange(94) % 47)
+    reading.report(save_small_onnx(tmp_path / "small.onnx"), reading.make_pictures(tmp_path), rounds=1)
+    figures = rows_of(capsys.readouterr().out)
+    for name in ("page", "field"):
+        parts = sum(figures[f"{name}: {part}, ms"][0] for part in ("finding the ink", "network", "the rest"))
+        assert figures[f"{name}: read, ms"][0] == pytest.approx(parts, rel=0.02)
+        share = figures[f"{name}: read, ms"][0] / figures[f"{name}: network in one batch, ms"][0]
+        assert figures[f"{name}: read, times that"][0] == pytest.approx(share, rel=0.02)
+        assert figures[f"{name}: candidates"][0] > 0
+    assert figures["most memory, MB"][0] > figures["of it after the first page and field, MB"][0] >= 0
 
 
 def test_service_sets_requests_beside_a_folder_of_files(tmp_path: Path) -> None:

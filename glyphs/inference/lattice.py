@@ -6,6 +6,7 @@ that an automaton knows (see glyphs.inference.automaton).
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,8 +100,8 @@ def is_mark(line: Line, place: int) -> bool:
     # Many neighbours, so that descenders do not lower their feet.
     beside = [*line.pieces[max(0, place - BESIDE) : place], *line.pieces[place + 1 : place + 1 + BESIDE]]
     tall = [other.box for other in beside if other.box.height > MARK * height] or [box]
-    feet = float(np.median([other.bottom for other in tall]))
-    middle = (float(np.median([other.top for other in tall])) + feet) / 2
+    feet = statistics.median(other.bottom for other in tall)
+    middle = (statistics.median(other.top for other in tall) + feet) / 2
     if max(box.height, box.width) < MARK * height:
         return box.top >= middle or box.bottom <= middle
     low = box.top > middle + 0.1 * height and box.bottom > feet - 0.1 * height

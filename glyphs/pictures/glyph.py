@@ -423,18 +423,23 @@ def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> Bytes:
     inside = np.pad(crop > floor, GLYPH_SIDE // 8) & (share > 0.5)
     if not inside.any():
         return nothing
-    # In a stroke of width w, the mean distance to its edge is w / 4.
-    depth = ndimage.distance_transform_edt(inside)
-    width = 4 * float(depth[inside].mean() - 0.5)
-    height_over_edge = np.where(inside, depth - 0.5, 0.5 - ndimage.distance_transform_edt(~inside))
     rows, columns = _box(inside)
+    # In a stroke of width w, the mean distance to its edge is w / 4.
+    around = _grown(rows, columns, 1)
+    depth = ndimage.distance_transform_edt(inside[around])
+    width = 4 * float(depth[inside[around]].mean() - 0.5)
     unit = max(rows.stop - rows.start, columns.stop - columns.start) / UNITS
     wanted = unit * min(max(width / unit, THINNEST), WIDEST_STROKE)
     edge = np.count_nonzero((share > 0.25) & (share < 0.75)) / np.count_nonzero(depth == 1) / unit
     edge = min(max(edge, SHARPEST), SOFTEST)
     # Never shave off more than half: strokes are of uneven width, and the thin ones must not break.
     grow = max((wanted - width) / 2, -width / 4)
-    scan = np.clip(height_over_edge + grow + 0.5, 0, 1).astype(np.float32)
+    reach = max(1, math.ceil(grow + 1))  # beyond this there is no stroke
+    near = _grown(rows, columns, reach)
+    height_over_edge = 0.5 - ndimage.distance_transform_edt(~inside[near])
+    height_over_edge[inside[near]] = depth[inside[around]] - 0.5
+    scan = np.zeros(inside.shape, np.float32)
+    scan[near] = np.clip(height_over_edge + grow + 0.5, 0, 1)
     blur = math.sqrt(max((edge / EDGE_PER_SIGMA) ** 2 - OWN_BLUR**2, 0))
     scan = ndimage.gaussian_filter(scan, blur * unit)
     if scan.max() <= 0.5:
@@ -452,6 +457,13 @@ def draw_ink(ink: Floats, box: tuple[slice, slice], floor: float) -> Bytes:
 def _box(mask: Mask) -> tuple[slice, slice]:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _grown(rows: slice, columns: slice, by: int) -> tuple[slice, slice]:
+    return (
+        slice(max(0, rows.start - by), rows.stop + by),
+        slice(max(0, columns.start - by), columns.stop + by),
+    )
 
 
 def _border(grey: NDArray[Any], depth: int = 1) -> NDArray[Any]:

@@ -65,7 +65,11 @@ def find_grid(ink: Mask) -> Grid | None:
         for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
     ]
     large = sorted(((h * w, number, place) for h, w, number, place in places if min(h, w) >= least), reverse=True)
-    for _, number, place in large[:3]:
+    for area, number, place in large[:3]:
+        if (
+            area < LEAST_COVER / 2 * ink.size
+        ):  # a letter of a field; with what it may reach beyond its ink, still no grid
+            break
         grid = lattice(labels[place] == number, max(8, round(STRAIGHT_RULE * min(ink.shape))))
         if grid is None:
             continue

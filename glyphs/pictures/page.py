@@ -10,6 +10,7 @@ recognition can tell where one character ends (see glyphs.inference.reader).
 
 import itertools
 import math
+import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -578,8 +579,8 @@ def group_lines(parts: list[Piece]) -> list[Line]:
 
 def shared_rows(box: Box, neighbours: list[Piece]) -> float:
     """How much a box shares its rows with the last parts of a line, as a share of the lower of both."""
-    top = float(np.median([part.box.top for part in neighbours]))
-    bottom = float(np.median([part.box.bottom for part in neighbours]))
+    top = statistics.median(part.box.top for part in neighbours)
+    bottom = statistics.median(part.box.bottom for part in neighbours)
     return (min(bottom, box.bottom) - max(top, box.top)) / max(1, min(bottom - top, box.height))
 
 
