@@ -4,8 +4,8 @@
 
 DIR holds pictures and truth.tsv: file, text (lines separated by |), kind, source.  Prints, for each kind and for each
 source, the character error rate (edits over characters, case and spaces ignored), the pictures without an error, the
-pictures refused (a refused picture counts as all of its characters missed), and processor seconds a picture, which other
-programs disturb less than seconds; see benchmarks/reading.py for those.
+pictures refused (a refused picture counts as all of its characters missed), and processor seconds a picture, which
+other programs disturb less than seconds; see benchmarks/reading.py for those.
 
 Few people stand behind many of such pictures, so that the interval of an error rate comes from drawing sources, not
 pictures, anew (bootstrap, 95 %); a kind of one source has none.
