@@ -5,7 +5,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from glyphs.arrays import Floats, Mask
-from glyphs.pictures.glyph import resize
+from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.morphology import closing
 
 SHORT_SIDE = 120  # pixels: the shorter side at which a sheet shows, and its strokes still do
@@ -26,7 +26,7 @@ def without_background(grey: Floats) -> Floats | None:
     """
     height, width = grey.shape
     scale = min(1.0, SHORT_SIDE / min(height, width))
-    small = grey if scale == 1 else resize(grey, round(width * scale), round(height * scale))
+    small = rescale(grey, scale)
     sheet = find_sheet(small)
     if sheet is None:
         return None
