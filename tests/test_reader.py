@@ -432,9 +432,9 @@ def test_words_on_squared_paper_are_read(predictor: GlyphPredictor, tone: int, w
 
 def test_broad_strokes_are_ink_to_their_middle() -> None:
     crop = np.ones((60, 240), np.float32)
-    crop[8:52, 20:33] = crop[8:52, 60:73] = crop[22:35, 20:73] = 0.1
+    crop[8:52, 20:30] = crop[8:52, 60:70] = crop[22:32, 20:70] = 0.1
     page = find_lines(crop)
-    inside = page.ink[12 * page.zoom : 48 * page.zoom, 24 * page.zoom : 29 * page.zoom]
+    inside = page.ink[12 * page.zoom : 48 * page.zoom, 23 * page.zoom : 27 * page.zoom]
     assert float(inside.min()) > 0.7
 
 

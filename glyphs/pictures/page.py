@@ -27,7 +27,7 @@ from glyphs.pictures.morphology import closing, dilate, opening, windows
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
 PAPER_WINDOW = 15  # the closing that finds the paper is at least so wide, else an eighth of the shorter side,
-LEAST_WINDOW = 70  # or so wide, or a third of it: the strokes of a character that fills its picture are broad
+LEAST_WINDOW = 52  # or so wide, or a third of it: the strokes of a character that fills its picture are broad
 SMOOTH = 0.8  # standard deviation of the first blur
 
 # Finding ink; shares are of the paper's brightness
