@@ -105,6 +105,14 @@ def test_an_empty_page_has_no_lines() -> None:
     assert find_lines(np.full((60, 80), 0.9, np.float32)).lines == []
 
 
+def test_a_texture_of_many_parts_is_no_text() -> None:
+    dot = np.full((8, 8), 255, np.uint8)
+    dot[1:6, 2:5] = 0
+    few, many = (Image.fromarray(np.tile(dot, (side, side))) for side in (60, 100))
+    assert sum(len(line.pieces) for line in find_lines(to_grey(few)).lines) == 60 * 60
+    assert find_lines(to_grey(many)).lines == []
+
+
 def test_boxes_are_taken_away_and_a_cell_gives_one_piece() -> None:
     page = find_lines(to_grey(comb("ABDE")))
     [line] = page.lines

@@ -37,6 +37,7 @@ FAINT = 0.5  # of the floor: the least that belongs to a rule
 FLOOR = 0.35  # of the strong ink: the least that belongs to a stroke
 SPECK = 0.12  # of a character's height: a part that is smaller both ways is dirt
 
+MOST_TEXT_PARTS = 5000  # more are noise, a screen or a texture, and each would cost the network's time
 SMALLEST_AT_EDGE, LARGEST_AT_EDGE = 0.5, 1.6  # of a character's size: what the picture's edge cuts is else no text
 LARGEST_OF_TEXT = 1.2  # of the large parts off the edge: what the edge cuts may be as large as that, too
 SLIVER = 0.08  # of a character's size: what lies along the edge and is no wider is the edge's shadow
@@ -492,7 +493,7 @@ def cut_out(mask: Mask, place: tuple[slice, slice], part: int) -> Piece:
 
 
 def find_parts(mask: Mask) -> list[Piece]:
-    """The connected parts of the ink but for dirt."""
+    """The connected parts of the ink but for dirt; none where they are too many to be text."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     boxes = [Box(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(labels)]
     if not boxes:
@@ -513,11 +514,12 @@ def find_parts(mask: Mask) -> list[Piece]:
     ]
     large = float(np.quantile(inner, 0.9)) if inner else 0.0
     largest = max(LARGEST_AT_EDGE * usual, LARGEST_OF_TEXT * large)
-    return [
+    parts = [
         Piece(box, labels[box.top : box.bottom, box.left : box.right] == number, number)
         for number, (box, side, rule) in enumerate(zip(boxes, size, flat, strict=True), start=1)
         if side >= least and not is_rim(box, usual, largest, mask.shape) and not (rule and side > LONGEST_DASH * usual)
     ]
+    return parts if len(parts) <= MOST_TEXT_PARTS else []
 
 
 def is_rim(box: Box, usual: float, largest: float, shape: tuple[int, ...]) -> bool:
@@ -557,16 +559,24 @@ def group_lines(parts: list[Piece]) -> list[Line]:
     tall = sorted((part for part in parts if part.box.height >= TALL * usual), key=lambda part: part.box.left)
     low = [part for part in parts if part.box.height < TALL * usual]
     lines: list[list[Piece]] = []
-    for part in tall:
-        overlaps = [shared_rows(part.box, line[-3:]) for line in lines]
-        if overlaps and max(overlaps) >= SAME_LINE:
-            lines[int(np.argmax(overlaps))].append(part)
-        else:
-            lines.append([part])
-    for part in low:
-        nearest = min(lines, key=lambda line: min(distance(part.box, other.box) for other in line), default=None)
-        if nearest is not None and min(distance(part.box, other.box) for other in nearest) < 1.2 * usual:
-            nearest.append(part)
+    ends = np.empty((len(tall), 2))  # the usual top and bottom of each line's last parts
+    boxes = np.array([part.box for part in tall + low])
+    line_of = np.full(len(boxes), -1)
+    for number, part in enumerate(tall):
+        overlaps = shared_rows(part.box, ends[: len(lines)])
+        place = int(overlaps.argmax()) if lines else 0
+        if not lines or overlaps[place] < SAME_LINE:
+            place = len(lines)
+            lines.append([])
+        lines[place].append(part)
+        line_of[number] = place
+        last = lines[place][-3:]
+        ends[place] = [statistics.median(part.box[side] for part in last) for side in (0, 2)]
+    for number, part in enumerate(low, len(tall)):
+        away = np.where(line_of[:number] < 0, math.inf, distances(part.box, boxes[:number]))
+        if away.min() < 1.2 * usual:
+            line_of[number] = line_of[:number][away == away.min()].min()
+            lines[line_of[number]].append(part)
     lines.sort(key=lambda line: float(np.median([(part.box.top + part.box.bottom) / 2 for part in line])))
     return [
         Line(
@@ -577,18 +587,23 @@ def group_lines(parts: list[Piece]) -> list[Line]:
     ]
 
 
-def shared_rows(box: Box, neighbours: list[Piece]) -> float:
-    """How much a box shares its rows with the last parts of a line, as a share of the lower of both."""
-    top = statistics.median(part.box.top for part in neighbours)
-    bottom = statistics.median(part.box.bottom for part in neighbours)
-    return (min(bottom, box.bottom) - max(top, box.top)) / max(1, min(bottom - top, box.height))
+def shared_rows(box: Box, lines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much a box shares its rows with lines, tops and bottoms [N, 2], as a share of the lower of both: [N]."""
+    top, bottom = lines.T
+    shared = np.minimum(bottom, box.bottom) - np.maximum(top, box.top)
+    return np.asarray(shared / np.maximum(1, np.minimum(bottom - top, box.height)))
 
 
-def distance(one: Box, other: Box) -> float:
-    """Pixels of paper between two boxes; sideways ones count in full, since a line has room there."""
-    beside = max(0, one.left - other.right, other.left - one.right)
-    above = max(0, one.top - other.bottom, other.top - one.bottom)
-    return beside + above
+def distances(one: Box, others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pixels of paper from a box to others, int [N, 4]; those sideways count in full: a line has room there."""
+    top, left, bottom, right = others.T
+    beside = np.maximum(0, np.maximum(left - one.right, one.left - right))
+    above = np.maximum(0, np.maximum(top - one.bottom, one.top - bottom))
+    return np.asarray(beside + above)
+
+
+def distance(one: Box, other: Box) -> int:
+    return int(distances(one, np.array([other]))[0])
 
 
 def is_joined(lines: list[Line]) -> bool:
@@ -668,10 +683,11 @@ def enter_cells(line: Line, walls: Mask, height: float) -> None:
 def between_rules(line: Line, across: Mask) -> list[Piece]:
     """A line's parts without those that a rule parts from the nearest character."""
     tall = [part for part in line.pieces if part.box.height >= TALL * line.height]
+    boxes = np.array([part.box for part in tall])
 
     def beyond(part: Piece) -> bool:
         box = part.box
-        nearest = min(tall, key=lambda other: distance(box, other.box)).box
+        nearest = tall[int(distances(box, boxes).argmin())].box
         rows = sorted(((box.top + box.bottom) // 2, (nearest.top + nearest.bottom) // 2))
         return bool((across[rows[0] : rows[1], box.left : box.right].mean(axis=1) > 0.5).any())
 
