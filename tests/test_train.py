@@ -456,6 +456,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monke
     assert (tmp_path / LATEST_CHECKPOINT).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     make_trainer(tmp_path, num_epochs=1, tensorboard=True).fit()
