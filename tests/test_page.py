@@ -1,5 +1,6 @@
 """The page in a real browser, which these tests need: Chromium and its driver."""
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,25 @@ def test_a_picture_is_chosen_and_a_correction_kept(page: Page, kept: Path, tmp_p
     page["file"].send_keys(str(tmp_path / "text.png"))
     page.wait(lambda: "This cannot be read" in page["words"].text)
     assert any("422" in error for error in page.errors())
+
+
+HAND_OVER = """
+const bytes = Uint8Array.from(atob(arguments[0]), (character) => character.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+const event = arguments[1] === "paste"
+  ? new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true})
+  : new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+return document.body.dispatchEvent(event);
+"""
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_a_picture_is_pasted_or_dropped(page: Page, how: str) -> None:
+    picture = base64.b64encode((ROOT / "samples/letter.jpg").read_bytes()).decode()
+    goes_on = page.driver.execute_script(HAND_OVER, picture, how)
+    page.wait(lambda: page["letter"].text == "R")
+    assert goes_on is (how == "paste")  # a browser that goes on would leave the page for a dropped picture
 
 
 def test_the_keyboard_alone_draws_and_clears(page: Page) -> None:
