@@ -24,7 +24,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
-from glyphs.config import DATASETS, Config, read_config
+from benchmarks.time_to_accuracy import add_data_arguments
+from glyphs.config import Config, read_config
 from glyphs.data.loaders import DataLoaders, get_data_loaders
 from glyphs.data.protocols import fetch_steps
 from glyphs.model import EnhancedGlyphCNN
@@ -195,11 +196,7 @@ def multiply_adds(model: nn.Module) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = Config()
-    parser.add_argument(
-        "--data-dir", default=defaults.data_dir, help=f"holds EMNIST/raw (default: {defaults.data_dir})"
-    )
-    parser.add_argument("--dataset", default=defaults.dataset, choices=sorted(set(DATASETS) - {"folder"}))
+    add_data_arguments(parser)
     parser.add_argument("--max-train-images", type=int, metavar="N", help="use only so many, validation included")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="default: all")
     parser.add_argument("--seconds", type=float, default=600, help="processor time for each network (default: 600)")

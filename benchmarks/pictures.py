@@ -31,7 +31,7 @@ from glyphs.arrays import Bytes, Floats
 from glyphs.data.idx import read_idx
 from glyphs.evaluation.metrics import calibration_error
 from glyphs.pictures.decode import open_picture, to_grey
-from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.pictures.glyph import Glyph, preprocess, to_bytes
 from glyphs.plots import plot_misclassified
 from glyphs.text import PRIORS
 from glyphs.training.checkpoint import load_model
@@ -204,7 +204,7 @@ def show_failures(failures: list[Failure], base: Path) -> None:
 def side_by_side(failure: Failure) -> Bytes:
     """The picture and what the network saw of it, uint8 [SIDE, 2 * SIDE]; grey where there is nothing."""
     tile = Image.new("L", (2 * SIDE, SIDE), 128)
-    picture = Image.fromarray(np.rint(to_grey(open_picture(failure.path)) * 255).astype(np.uint8))
+    picture = Image.fromarray(to_bytes(to_grey(open_picture(failure.path))))
     tile.paste(ImageOps.contain(picture, (SIDE - GAP, SIDE)))
     if failure.glyph.pixels is not None:
         tile.paste(Image.fromarray(failure.glyph.pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST), (SIDE, 0))

@@ -93,14 +93,19 @@ def race(
     return reached, accuracies, epochs
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data-dir and --dataset, as the training script has them, but for folders of one's own pictures."""
     defaults = Config()
     parser.add_argument(
         "--data-dir", default=defaults.data_dir, help=f"holds EMNIST/raw (default: {defaults.data_dir})"
     )
     parser.add_argument("--dataset", default=defaults.dataset, choices=sorted(set(DATASETS) - {"folder"}))
-    parser.add_argument("--split", default=defaults.emnist_split, choices=SPLITS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    parser.add_argument("--split", default=Config().emnist_split, choices=SPLITS)
     parser.add_argument("--max-train-images", type=int, metavar="N", help="train on only so many images")
     parser.add_argument("--batch-size", type=int, default=512, help="images a step (default: 512)")
     parser.add_argument("--learning-rate", type=float, default=0.003, help="the highest of the run (default: 0.003)")

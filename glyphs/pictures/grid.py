@@ -66,9 +66,8 @@ def find_grid(ink: Mask) -> Grid | None:
     ]
     large = sorted(((h * w, number, place) for h, w, number, place in places if min(h, w) >= least), reverse=True)
     for area, number, place in large[:3]:
-        if (
-            area < LEAST_COVER / 2 * ink.size
-        ):  # a letter of a field; with what it may reach beyond its ink, still no grid
+        # A letter of a field: with what a lattice may reach beyond its ink, still no grid.
+        if area < LEAST_COVER / 2 * ink.size:
             break
         grid = lattice(labels[place] == number, max(8, round(STRAIGHT_RULE * min(ink.shape))))
         if grid is None:

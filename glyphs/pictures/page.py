@@ -76,9 +76,8 @@ CELL = 1.6  # width over height of a form's cell: one that is narrower holds one
 CELL_RIM = 0.08  # of a grid's cell: how far from its edge its rules lie
 INNER = 0.3  # of a part: so much lies off the rim, or it is what is left of a rule
 WHOLE = 0.75  # of a part: so much in one cell, and all of it belongs there
-MOST_ACROSS = (
-    0.05  # of the ink off the rim: strokes that go from cell to cell; four sudokus had 0.003, squared paper 0.16
-)
+# Of the ink off the rim, strokes that go from cell to cell; four sudokus had 0.003, squared paper 0.16
+MOST_ACROSS = 0.05
 LEAST_IN_CELL = 0.25  # of a cell's side: what is lower is dirt
 UNEVEN, SIDE_REMAINS = 0.2, 0.15  # of a cell's width: by how much cells differ; how wide its sides' remains are
 JOINED_WIDTH = 1.9  # a part that is wider than this has several joined letters
@@ -602,10 +601,6 @@ def distances(one: Box, others: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(beside + above)
 
 
-def distance(one: Box, other: Box) -> int:
-    return int(distances(one, np.array([other]))[0])
-
-
 def is_joined(lines: list[Line]) -> bool:
     """Whether most of the ink is words of joined letters."""
     widths = np.array([part.box.width for line in lines for part in line.pieces], float)
@@ -697,11 +692,12 @@ def between_rules(line: Line, across: Mask) -> list[Piece]:
 def without_remains(pieces: list[Piece]) -> list[Piece]:
     """A cell's pieces without what is left of its box: what lies neither beside the largest nor close above it."""
     main = max(pieces, key=lambda piece: int(piece.mask.sum()))
+    away = distances(main.box, np.array([piece.box for piece in pieces]))
     kept = []
-    for piece in pieces:
+    for piece, far in zip(pieces, away.tolist(), strict=True):
         box = piece.box
         rows = min(box.bottom, main.box.bottom) - max(box.top, main.box.top)
-        dot = box.width < main.box.width and distance(box, main.box) < DOT_REACH * main.box.height
+        dot = box.width < main.box.width and far < DOT_REACH * main.box.height
         if piece is main or rows > 0.5 * box.height or (dot and box.width < 2 * box.height):
             kept.append(piece)
     return kept
