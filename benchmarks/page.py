@@ -57,7 +57,10 @@ paper.addEventListener("pointerup", (event) => {
   words.textContent = "";
 }, true);
 new MutationObserver(() => {
-  if (words.textContent) requestAnimationFrame(() => { window.taken = performance.now() - ended; });
+  const stroke = ended;  // an answer of before it may still wait for its frame when a stroke ends
+  if (words.textContent) requestAnimationFrame(() => {
+    if (stroke === ended) window.taken = performance.now() - ended;
+  });
 }).observe(words, { childList: true });
 """
 REQUESTS = """
