@@ -15,6 +15,7 @@ from glyphs.inference.results import open_terminal
 from glyphs.inference.rows import RowKind
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.grid import cell_numbers, find_grid
+from glyphs.pictures.morphology import components_of
 from glyphs.pictures.page import find_lines, read_cells
 from tests.conftest import ROOT
 
@@ -49,7 +50,7 @@ def aslant(page: Image.Image) -> Image.Image:
 @pytest.mark.parametrize("page", [sheet(ROWS), aslant(sheet(ROWS, "4x4"))], ids=["straight", "aslant with a title"])
 def test_the_lattice_lies_on_the_rules(page: Image.Image) -> None:
     ink = np.asarray(page) < 128
-    grid = find_grid(ink)
+    grid = find_grid(components_of(ink))
     assert grid is not None
     assert grid.shape == (4, 4)
     for x, y in np.rint(grid.corners.reshape(-1, 2)).astype(int):
@@ -64,7 +65,7 @@ def test_a_broken_rule_and_ink_across_one_leave_the_lattice_whole() -> None:
     pen = ImageDraw.Draw(page)
     pen.rectangle((EDGE + CELL + 15, EDGE + CELL - 8, EDGE + CELL + 55, EDGE + CELL + 8), fill=255)
     pen.line((EDGE + 20, EDGE + CELL - 20, EDGE + 50, EDGE + CELL + 15), fill=0, width=5)
-    grid = find_grid(np.asarray(page) < 128)
+    grid = find_grid(components_of(np.asarray(page) < 128))
     assert grid is not None
     assert grid.shape == (4, 4)
 
@@ -74,7 +75,7 @@ def test_text_without_rules_is_no_grid() -> None:
     pen = ImageDraw.Draw(page)
     pen.rectangle((20, 20, 380, 380), outline=0, width=4)
     pen.text((50, 100), "NO GRID", font=ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 60), fill=0)
-    assert find_grid(np.asarray(page) < 128) is None
+    assert find_grid(components_of(np.asarray(page) < 128)) is None
 
 
 def test_writing_that_does_not_keep_to_cells_is_not_read_by_cells() -> None:
@@ -84,7 +85,7 @@ def test_writing_that_does_not_keep_to_cells_is_not_read_by_cells() -> None:
         ImageDraw.Draw(squared).text((EDGE + 160 * place + 60, EDGE + 105), character, font=font, fill=0)
     for page, by_cells in ((squared, False), (sheet(ROWS), True)):
         ink = (1 - np.asarray(page) / 255).astype(np.float32)
-        grid = find_grid(ink > 0.3)
+        grid = find_grid(components_of(ink > 0.3))
         assert grid is not None
         assert (read_cells(ink, 0.3, grid) is not None) == by_cells
 

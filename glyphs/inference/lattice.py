@@ -18,6 +18,7 @@ from glyphs.arrays import Bytes, Floats, Probabilities
 from glyphs.inference.automaton import Automaton
 from glyphs.inference.networks import Network
 from glyphs.pictures.glyph import draw_ink
+from glyphs.pictures.morphology import framed
 from glyphs.pictures.page import Box, Line, Page, Piece, merge, union
 
 # Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
@@ -175,7 +176,7 @@ def score_candidates(
 def draw_piece(page: Page, piece: Piece) -> Bytes:
     """The piece in the form that the network knows, uint8 [28, 28]."""
     box, edge = piece.box, 3  # pixels: the soft edge of a stroke
-    mask = np.pad(piece.mask, edge)
+    mask = framed(piece.mask, (edge, edge), (edge, edge))
     top, left = box.top - edge, box.left - edge
     rows = slice(max(0, top), min(page.ink.shape[0], box.bottom + edge))
     columns = slice(max(0, left), min(page.ink.shape[1], box.right + edge))

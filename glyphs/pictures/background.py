@@ -39,8 +39,8 @@ def without_background(grey: Floats) -> Floats | None:
 
 def find_sheet(small: Floats) -> Mask | None:
     """The sheet that a picture shows whole or in part, bool [H, W]; None where it shows none."""
-    brightest = ndimage.maximum_filter(small, 3)
-    even, _ = ndimage.label(brightest - ndimage.minimum_filter(small, 3) < EVEN * brightest)
+    brightest = beside(small, np.maximum)
+    even, _ = ndimage.label(brightest - beside(small, np.minimum) < EVEN * brightest)
     areas = np.bincount(even.ravel())[1:]
     for number in np.argsort(-areas, kind="stable")[:2] + 1:  # a table may be even, too
         part = even == number
@@ -52,6 +52,13 @@ def find_sheet(small: Floats) -> Mask | None:
         if is_sheet(small, sheet):
             return sheet
     return None
+
+
+def beside(values: Floats, operation: np.ufunc) -> Floats:
+    """`operation`, maximum or minimum, over each pixel and the eight around it, float32 [H, W]: SciPy's, sooner."""
+    wide = np.pad(values, 1, mode="edge")
+    rows = operation(operation(wide[:-2], wide[1:-1]), wide[2:])
+    return np.asarray(operation(operation(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
 
 
 def is_sheet(small: Floats, part: Mask) -> bool:

@@ -1,6 +1,6 @@
 """Grids: tables of boxes for a character each, such as a sudoku, photographed aslant and on paper that bends.
 
-    ink -> find_grid -> Grid -> cell_numbers
+    ink -> components_of -> find_grid -> Grid -> cell_numbers
 
 Boxes that the rules enclose are found as paper between them.  A smooth lattice is laid through those (a polynomial of
 row and column, which follows perspective and bent paper), so that boxes whose rules are broken or crossed by ink
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from glyphs.arrays import Mask, Points
-from glyphs.pictures.morphology import dilate, windows
+from glyphs.pictures.morphology import Components, dilate, windows
 
 # Lengths are shares of the page's shorter side
 SMALLEST_GRID = 0.3  # a grid is so high and so wide
@@ -29,6 +29,7 @@ LEAST_FOUND = 0.5  # of a grid's cells: that many are found by their rules alone
 CELLS_ALIKE = 0.4  # cells differ by so much in width and height
 OBLONG = 1.7  # the longer side of a cell that holds one character over the shorter
 LEAST_COVER = 0.15  # of the page: what a grid covers is what the picture shows
+LEAST_CROSSED = 0.25  # of a grid's width: so much of it has a rule more than rows, above each other
 
 
 @dataclass
@@ -56,29 +57,38 @@ class Grid:
         return float(np.median(np.linalg.norm(np.diff(self.corners, axis=1), axis=2)))
 
 
-def find_grid(ink: Mask) -> Grid | None:
-    """The grid that a page shows, from its ink, bool [H, W]; None where there is none."""
-    least = SMALLEST_GRID * min(ink.shape)
-    labels, _ = ndimage.label(ink, np.ones((3, 3)))
+def find_grid(ink: Components) -> Grid | None:
+    """The grid that a page shows, from the connected parts of its ink; None where there is none."""
+    shape = ink.labels.shape
+    least = SMALLEST_GRID * min(shape)
     places = [
         (rows.stop - rows.start, columns.stop - columns.start, number, (rows, columns))
-        for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
+        for number, (rows, columns) in enumerate(ink.places, start=1)
     ]
     large = sorted(((h * w, number, place) for h, w, number, place in places if min(h, w) >= least), reverse=True)
     for area, number, place in large[:3]:
         # A letter of a field: with what a lattice may reach beyond its ink, still no grid.
-        if area < LEAST_COVER / 2 * ink.size:
+        if area < LEAST_COVER / 2 * ink.labels.size:
             break
-        grid = lattice(labels[place] == number, max(8, round(STRAIGHT_RULE * min(ink.shape))))
+        part = ink.labels[place] == number
+        if not (is_crossed(part) and is_crossed(part.T)):
+            continue  # spare the time: a row of boxes has no three rows
+        grid = lattice(part, max(8, round(STRAIGHT_RULE * min(shape))))
         if grid is None:
             continue
-        across, upright = np.zeros_like(ink), np.zeros_like(ink)
+        across, upright = np.zeros(shape, bool), np.zeros(shape, bool)
         across[place], upright[place] = grid.across, grid.upright
         corners = grid.corners + np.array([place[1].start, place[0].start])
         outline = np.ptp(corners.reshape(-1, 2), axis=0)
-        if outline.prod() >= LEAST_COVER * ink.size:
+        if outline.prod() >= LEAST_COVER * ink.labels.size:
             return Grid(across, upright, corners)
     return None
+
+
+def is_crossed(part: Mask) -> bool:
+    """Whether columns of a part, bool [H, W], meet as much separate ink as the rules of a grid."""
+    runs = np.count_nonzero(part[1:] & ~part[:-1], axis=0) + part[0]
+    return bool((runs > LEAST_SIDE).mean() >= LEAST_CROSSED)
 
 
 def lattice(part: Mask, length: int) -> Grid | None:

@@ -22,7 +22,7 @@ from glyphs.arrays import Floats, Mask
 from glyphs.pictures.background import without_background
 from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid
-from glyphs.pictures.morphology import closing, dilate, opening, windows
+from glyphs.pictures.morphology import Components, closing, components_of, dilate, framed, opening, run_lengths, windows
 
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
@@ -154,6 +154,16 @@ class Page:
     grid: tuple[int, int] | None = None
 
 
+class Frame(NamedTuple):
+    """What may be a box that stands apart: its size, its rows, how far its sides are from straight, its ink."""
+
+    high: int
+    wide: int
+    rows: slice
+    rim: int
+    part: Mask
+
+
 def union(boxes: list[Box]) -> Box:
     tops, lefts, bottoms, rights = zip(*boxes, strict=True)
     return Box(min(tops), min(lefts), max(bottoms), max(rights))
@@ -178,26 +188,27 @@ def lines_on_paper(grey: Floats) -> Page:
     mask = ink > floor
     if not mask.any():
         return Page(ink, floor, zoom, [], False)
-    faint = ink > FAINT * floor
+    faint = components_of(ink > FAINT * floor)
     squares = square_side(faint)
     grid = find_grid(faint) if squares is None else None
     cells = read_cells(ink, floor, grid) if grid else None
     if grid is not None and cells is not None:
         ink, lines = cells
         return Page(ink, floor, zoom, lines, False, grid.shape)
-    mask, across, walls = remove_rules(ink, floor) if squares is None else remove_squares(ink, floor, squares)
+    mask, across, walls = remove_rules(ink, floor, faint) if squares is None else remove_squares(ink, floor, squares)
     if across.any() and not walls.any():
         # With their soft edges, which would be drawn around what stands on them.
         ink[dilate(across, RULE_EDGE, RULE_EDGE) & ~dilate(mask, 3, 3)] = 0
     parts = find_parts(mask)
     lines = [line for line in group_lines(parts) if line.pieces]
     joined = is_joined(lines)
+    high = rule_distance(across) if walls.any() else 0.0
     for line in lines:
         if walls.any():
             line.pieces = between_rules(line, across)
         line.pieces = join_dots(line.pieces, line.height)
         if walls.any():
-            enter_cells(line, walls, rule_distance(across))
+            enter_cells(line, walls, high)
         line.pieces = [cut for piece in line.pieces for cut in cut_piece(piece, line.height)]
     return Page(ink, floor, zoom, lines, joined)
 
@@ -227,7 +238,15 @@ def page_ink(page: Floats) -> tuple[Floats, float]:
     strong = ink[ink > least]
     if strong.size < 10:
         return ink, 1.0
-    return ink, max(FLOOR * float(np.quantile(strong, 0.9)), least)
+    return ink, max(FLOOR * quantile(strong, 0.9), least)
+
+
+def quantile(values: Floats, share: float) -> float:
+    """As np.quantile, in less time."""
+    place = share * (len(values) - 1)
+    ordered = np.partition(values, int(place))
+    low, high = float(ordered[int(place)]), float(ordered[int(place) + 1 :].min(initial=math.inf))
+    return low + (place - int(place)) * (high - low) if place > int(place) else low
 
 
 def middling(values: Floats) -> float:
@@ -238,21 +257,22 @@ def middling(values: Floats) -> float:
 # ---- Rules and boxes ----
 
 
-def remove_rules(ink: Floats, floor: float) -> tuple[Mask, Mask, Mask]:
+def remove_rules(ink: Floats, floor: float, parts: Components) -> tuple[Mask, Mask, Mask]:
     """Take ruled lines and boxes out of a page's ink.
 
     Parameters
     ----------
     ink : float32 [H, W], as of a page.
-    floor : the least ink of a stroke; fainter ink belongs to rules, too, as printed ones often are.
+    floor : the least ink of a stroke.
+    parts : of all ink that may be a rule's, which are often printed fainter.
 
     Returns
     -------
     mask : bool [H, W], the strokes without them; those that cross a rule are whole again.
     across, walls : bool [H, W], the rules, and the upright sides of boxes.
     """
-    mask, faint = ink > floor, ink > FAINT * floor
-    across = find_rules(faint) | find_frames(faint)
+    mask, faint = ink > floor, parts.labels > 0
+    across = find_rules(faint) | find_frames(parts)
     if not across.any():
         return mask, across, across
     walls = find_walls(faint, across)
@@ -274,13 +294,14 @@ def mend_strokes(rest: Mask, mask: Mask, across: Mask, walls: Mask) -> Mask:
         if thick:
             size = (2 * thick + 3, 1) if axis == 0 else (1, 2 * thick + 3)
             inner = slice(thick + 2, -thick - 2)
-            rest = rest | (closing(np.pad(rest, thick + 2), *size)[inner, inner] & rules & mask)
+            wide = framed(rest, (thick + 2, thick + 2), (thick + 2, thick + 2))
+            rest = rest | (closing(wide, *size)[inner, inner] & rules & mask)
     return rest
 
 
-def square_side(faint: Mask) -> float | None:
+def square_side(parts: Components) -> float | None:
     """How far apart the rules of squared paper are, in pixels, from where they run off the picture; None without."""
-    labels, _ = ndimage.label(faint, np.ones((3, 3)))
+    labels = parts.labels
     sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
     numbers, counts = np.unique(np.concatenate(sides), return_counts=True)
     if numbers.max() == 0:
@@ -321,37 +342,46 @@ def remove_squares(ink: Floats, floor: float, side: float) -> tuple[Mask, Mask, 
     return rest, nothing, nothing
 
 
-def find_frames(faint: Mask) -> Mask:
+def find_frames(parts: Components) -> Mask:
     """The level sides of boxes that stand apart in a row, bool [H, W], where two at least are alike."""
-    labels, _ = ndimage.label(faint, np.ones((3, 3)))
     found = []
-    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+    for number, place in enumerate(parts.places, start=1):
         high, wide = (line.stop - line.start for line in place)
         if min(high, wide) < SMALLEST_FRAME:
             continue
-        part = labels[place] == number
+        part = parts.labels[place] == number
         rim = max(2, round(FRAME_RIM * min(high, wide)))
         bands = (part[:rim].any(axis=0), part[-rim:].any(axis=0), part[:, :rim].any(axis=1), part[:, -rim:].any(axis=1))
-        if min(band.mean() for band in bands) < FRAME_WHOLE:
-            continue
-        level, upright = opening(part, 1, round(FRAME_STRAIGHT * wide)), opening(part, round(FRAME_STRAIGHT * high), 1)
-        if all(end.any() for end in (level[:rim], level[-rim:], upright[:, :rim], upright[:, -rim:])):
-            found.append((high, wide, place[0], rim))
-    alike = [one for one in found if sum(abs(one[0] - other[0]) < UNEVEN * one[0] for other in found) > 1]
+        if min(band.mean() for band in bands) >= FRAME_WHOLE:
+            found.append(Frame(high, wide, place[0], rim, part))
+    # A row of boxes in one is no such box, and would take long.
+    alike = alike_in_height([frame for frame in alike_in_height(found) if is_straight(frame)])
     if not alike:
-        return np.zeros_like(faint)
+        return np.zeros(parts.labels.shape, bool)
     # Boxes that a character touches lie between the same rows.
-    near = np.zeros((len(faint), 1), bool)
-    for _, _, rows, rim in alike:
+    near = np.zeros((len(parts.labels), 1), bool)
+    for _, _, rows, rim, _ in alike:
         near[rows.start : rows.start + rim] = near[rows.stop - rim : rows.stop] = True
-    return opening(faint, 1, round(FRAME_STRAIGHT * min(wide for _, wide, *_ in alike))) & near
+    return opening(parts.labels > 0, 1, round(FRAME_STRAIGHT * min(frame.wide for frame in alike))) & near
+
+
+def alike_in_height(frames: list[Frame]) -> list[Frame]:
+    """Those that another one is about as high as."""
+    return [one for one in frames if sum(abs(one.high - other.high) < UNEVEN * one.high for other in frames) > 1]
+
+
+def is_straight(frame: Frame) -> bool:
+    """Whether most of each side of a box is one straight stroke."""
+    level = opening(frame.part, 1, round(FRAME_STRAIGHT * frame.wide))
+    upright = opening(frame.part, round(FRAME_STRAIGHT * frame.high), 1)
+    rim = frame.rim
+    return all(end.any() for end in (level[:rim], level[-rim:], upright[:, :rim], upright[:, -rim:]))
 
 
 def thickness(rules: Mask, axis: int) -> int:
     """The middling thickness of rules along an axis, in pixels."""
-    runs = rules.sum(axis=axis)
-    labels = ndimage.label(rules, np.array([[0, 1, 0]] * 3 if axis == 0 else [[0, 0, 0], [1, 1, 1], [0, 0, 0]]))[0]
-    return int(np.median(np.bincount(labels.ravel())[1:])) if runs.any() else 0
+    lengths = run_lengths(rules, axis)
+    return int(np.median(lengths)) if lengths.size else 0
 
 
 def find_rules(mask: Mask) -> Mask:
@@ -363,14 +393,14 @@ def find_rules(mask: Mask) -> Mask:
     thick = max(5, round(THIN_RULE * height))
     thin = mask & ~opening(mask, thick, 1)
     straight |= opening(dilate(thin, 3, 1), 1, segment) & thin
-    labels, _ = ndimage.label(dilate(straight, 3, 5), np.ones((3, 3)))
+    parts = components_of(dilate(straight, 3, 5))
     long = max(RULE * width, 0.6 * min(height, width))
-    kept = [0]
-    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+    kept = []
+    for number, (rows, columns) in enumerate(parts.places, start=1):
         span = columns.stop - columns.start
         if span >= long and rows.stop - rows.start <= max(RULE_SLOPE * span, 6) and rows.stop - rows.start < span / 6:
             kept.append(number)
-    rules: Mask = dilate(np.isin(labels, kept[1:]), 3, 1) & mask
+    rules: Mask = dilate(np.isin(parts.labels, kept), 3, 1) & mask
     return rules
 
 
@@ -382,11 +412,11 @@ def find_walls(mask: Mask, across: Mask) -> Mask:
     near[:reach] = near[-reach:] = True
     gap = rule_distance(across)
     straight = opening(mask, max(8, round(0.3 * gap)), 1)
-    labels, _ = ndimage.label(dilate(straight, 3, 3), np.ones((3, 3)))
+    parts = components_of(dilate(straight, 3, 3))
     found = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+    for number, (rows, columns) in enumerate(parts.places, start=1):
         high = rows.stop - rows.start
-        inside = labels[rows, columns] == number
+        inside = parts.labels[rows, columns] == number
         ends = near[rows, columns] & inside
         # Thin and straight, as long as a box is high, at a rule at both of its ends.
         if (
@@ -405,13 +435,14 @@ def find_walls(mask: Mask, across: Mask) -> Mask:
         )
         if wide < max(8, LONE_SLOPE * high) or min(ends_differ, default=high) < PAIR * high:
             kept.append(number)
-    walls: Mask = np.isin(labels, kept) & mask
+    walls: Mask = np.isin(parts.labels, kept) & mask
     return walls
 
 
 def rule_distance(across: Mask) -> float:
     """How far apart rules are, in pixels; the page's height where there is one only."""
-    rows = ndimage.binary_closing(across.sum(axis=1) > 0.2 * across.sum(axis=1).max(), np.ones(3))
+    ink = across.sum(axis=1)
+    rows = ndimage.binary_closing(ink > 0.2 * ink.max(), np.ones(3))
     labels, count = ndimage.label(rows)
     middles = [(line[0].start + line[0].stop) / 2 for line in ndimage.find_objects(labels)]
     gaps = np.diff([0, *middles, across.shape[0]]) if count < 2 else np.diff(middles)
@@ -441,8 +472,8 @@ def read_cells(ink: Floats, floor: float, grid: Grid) -> tuple[Floats, list[Line
     reach = max(2, round(CELL_RIM * side))
     above, left = numbers[1:] != numbers[:-1], numbers[:, 1:] != numbers[:, :-1]
     rims = [
-        windows(np.pad(above, ((reach, reach), (0, 0))), 2 * reach, 1, np.logical_or),
-        windows(np.pad(left, ((0, 0), (reach, reach))), 1, 2 * reach, np.logical_or),
+        windows(framed(above, (reach, reach), (0, 0)), 2 * reach, 1, np.logical_or),
+        windows(framed(left, (0, 0), (reach, reach)), 1, 2 * reach, np.logical_or),
     ]
     rim = rims[0] | rims[1]
     mask = (ink > floor) & (numbers > 0)
@@ -455,10 +486,10 @@ def read_cells(ink: Floats, floor: float, grid: Grid) -> tuple[Floats, list[Line
     rest = mask & ~rules
     # Strokes that cross a rule are whole again.
     rest |= closing(rest, thickness(rules, 0) + 2, thickness(rules, 0) + 2) & rules & mask
-    parts, _ = ndimage.label(rest, np.ones((3, 3)))
+    parts = components_of(rest)
     found: list[list[Piece]] = [[] for _ in papers[1:]]
-    for number, place in enumerate(ndimage.find_objects(parts), start=1):
-        part, owners, inner = parts[place] == number, numbers[place], ~rim[place]
+    for number, place in enumerate(parts.places, start=1):
+        part, owners, inner = parts.labels[place] == number, numbers[place], ~rim[place]
         if (part & inner).sum() < INNER * part.sum():
             continue  # what is left of a rule
         shares = np.bincount(owners[part])
@@ -493,8 +524,8 @@ def cut_out(mask: Mask, place: tuple[slice, slice], part: int) -> Piece:
 
 def find_parts(mask: Mask) -> list[Piece]:
     """The connected parts of the ink but for dirt; none where they are too many to be text."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    boxes = [Box(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(labels)]
+    labels, places = components_of(mask)
+    boxes = [Box(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in places]
     if not boxes:
         return []
     size = np.array([max(box.height, box.width) for box in boxes])
