@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 import inference
 from glyphs.arrays import Floats
 from glyphs.errors import ConfigError, DataError, GlyphError, PictureError
+from glyphs.files import valid_utf8
 from glyphs.inference.forms import Field, Form, read_form
 from glyphs.pictures.boxes import find_boxes
 from glyphs.pictures.decode import to_grey
@@ -193,6 +194,26 @@ def test_a_form_without_marks_or_picture_is_the_whole_page(folder: Path, tmp_pat
     assert [row["fields"][name]["text"] for name in NAMES] == list(PEOPLE[0])
 
 
+def test_a_field_knows_its_words_and_doubts_others(folder: Path, tmp_path: Path) -> None:
+    content = json.loads((folder / "fields.json").read_text())
+    content["marks"] = None
+    (tmp_path / "fields.json").write_text(json.dumps(content))
+    names = tmp_path / "names.txt"
+    scan = Image.fromarray(np.uint8(255 * fill(empty(), ("BAKER", "90210", "AB4172"), np.random.default_rng(3))))
+    scan.save(tmp_path / "scan.png")
+    output = tmp_path / "table.json"
+    command = ["--image", str(tmp_path / "scan.png"), "--fields", str(tmp_path / "fields.json")]
+    answers = []
+    for words in ("Baker\nBakes\n", "Harrison\n", "Baker 3rd\n"):
+        names.write_text(words)
+        content["fields"][0]["words"] = "names.txt"
+        (tmp_path / "fields.json").write_text(json.dumps(content))
+        assert inference.main([*command, "--output", str(output)]) == 0
+        [row] = json.loads(output.read_text())
+        answers.append((row["fields"]["name"]["text"].upper(), row["fields"]["name"]["status"]))
+    assert answers == [("BAKER", "ok"), ("BAKER", "uncertain"), ("BAKER", "ok")]
+
+
 GOOD = {"size": [100, 50], "marks": None, "fields": [{"name": "a", "box": [1, 2, 30, 40]}]}
 
 
@@ -216,6 +237,7 @@ GOOD = {"size": [100, 50], "marks": None, "fields": [{"name": "a", "box": [1, 2,
         ({"fields": [{"name": "a", "box": [1, 2, 300, 40]}]}, "field 1, 'a': \"box\" is not"),
         ({"fields": [{"name": "a", "box": [1, 2, 30, 40], "patern": "x"}]}, "unknown entry 'patern'"),
         ({"fields": [{"name": "a", "box": [1, 2, 30, 40], "alphabet": 3}]}, '"alphabet" is not a text'),
+        ({"fields": [{"name": "a", "box": [1, 2, 30, 40], "words": ["x"]}]}, '"words" is not a text'),
         ({"fields": [GOOD["fields"][0]] * 2}, "two columns 'a'"),  # type: ignore[index]
         ({"fields": [{"name": "file", "box": [1, 2, 30, 40]}]}, "two columns 'file'"),
     ],
@@ -229,10 +251,27 @@ def test_a_wrong_file_is_told_in_one_line(change: dict[str, object], fact: str, 
         read_form(path)
 
 
+@pytest.mark.parametrize("name", ["missing.txt", "\0.txt", "\ud800.txt", "", "bytes.txt", "empty.txt"])
+def test_a_word_list_that_cannot_be_read_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "empty.txt").write_text(" \n")
+    path = tmp_path / "fields.json"
+    path.write_text(json.dumps(GOOD | {"fields": [{"name": "a", "box": [1, 2, 30, 40], "words": name}]}))
+    facts = {"bytes.txt": "is not UTF-8 text", "empty.txt": "holds no words"}
+    with refused(GlyphError, tmp_path / valid_utf8(name), facts.get(name, "cannot be read")):
+        read_form(path)
+
+
 @pytest.mark.parametrize(
-    ("limit", "fact"), [({"alphabet": "0€"}, "the model does not know '€'"), ({"pattern": "[0-9"}, "[0-9")]
+    ("limit", "fact"),
+    [
+        ({"alphabet": "0€"}, "the model does not know '€'"),
+        ({"pattern": "[0-9"}, "[0-9"),
+        ({"pattern": "[0-9]", "words": "words.txt"}, "words and pattern both say what a text can hold"),
+    ],
 )
 def test_what_no_field_can_hold_names_the_field(limit: dict[str, str], fact: str, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("one\n")
     path = tmp_path / "fields.json"
     path.write_text(json.dumps(GOOD | {"fields": [{"name": "sum", "box": [1, 2, 30, 40]} | limit]}))
     with refused(ConfigError, "field 'sum'", fact):

@@ -195,11 +195,12 @@ def read_together(
     form = read_form(arguments.fields) if arguments.fields else None
     predictor, reader = make_reader(arguments, config, form)
     [model] = models_of(arguments)
+    listed = [field.words or () for field in form.fields] if form else [predictor.words or ()]
     # What the rows follow from: parts of another run must not be taken for this one's.
     about = {
         "model": zlib.crc32(model.read_bytes()),
         "text": arguments.text,
-        "words": predictor.words and zlib.crc32("\n".join(predictor.words).encode()),
+        "words": zlib.crc32("\n\n".join("\n".join(words) for words in listed).encode()),
         "pattern": arguments.pattern,
         "top_k": arguments.top_k,
         "alphabet": arguments.alphabet,

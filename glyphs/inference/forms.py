@@ -5,12 +5,13 @@
 A form is a JSON file:
 
     {"size": [width, height], "marks": [[x, y], ...], "form": FILE, "fields": [{"name", "box": [left, top, right,
-    bottom], "alphabet", "pattern"}, ...]}
+    bottom], "alphabet", "pattern", "words"}, ...]}
 
 in pixels of a picture of the empty form of that size.  `marks` are the middles of the form's four printed marks (see
 glyphs.pictures.marks), by which scans are laid over it; without them, scans are laid over the print of `form`, the
 picture of the empty form, beside the file; without either, a scan shows the whole page and nothing else.
-`alphabet` and `pattern` say what the field can hold, as --alphabet and --pattern do; null, or left out, is anything.
+`alphabet`, `pattern` and `words`, a file beside the form's, say what the field can hold, as --alphabet, --pattern and
+--words do; null, or left out, is anything.
 """
 
 import base64
@@ -21,7 +22,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +33,8 @@ from glyphs.arrays import Floats, Points
 from glyphs.errors import ConfigError, DataError, PictureError
 from glyphs.files import replace_file, valid_utf8
 from glyphs.inference.predictor import GlyphPredictor, work_ahead
-from glyphs.inference.rows import SURE_STATUSES, FormReading, form_columns
+from glyphs.inference.reader import read_words
+from glyphs.inference.rows import SURE_STATUSES, FormReading, Reading, form_columns
 from glyphs.pictures.align import lay_over
 from glyphs.pictures.boxes import find_boxes
 from glyphs.pictures.decode import MAX_PIXELS, Source, explain_fault, open_picture, shrink_factor, to_grey
@@ -65,6 +67,7 @@ class Field:
     box: tuple[float, float, float, float]
     alphabet: str | None = None
     pattern: str | None = None
+    words: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,10 +159,8 @@ def holds(box: Box, x: float, y: float) -> bool:
 
 def write_form(form: Form, path: Path, empty: Path) -> None:
     """Write a form's file, a line for each field; `empty` is its picture.  Raises GlyphError."""
-    fields = [
-        json.dumps({"name": field.name, "box": field.box, "alphabet": field.alphabet, "pattern": field.pattern})
-        for field in form.fields
-    ]
+    nothing = {"alphabet": None, "pattern": None, "words": None}  # for the user to fill in
+    fields = [json.dumps({"name": field.name, "box": field.box} | nothing) for field in form.fields]
     marks = None if form.marks is None else form.marks.tolist()
     beside = None if marks else os.path.relpath(empty, path.parent)
     head = f'{{\n  "size": {json.dumps(form.size)},\n  "marks": {json.dumps(marks)},\n  "form": {json.dumps(beside)},\n'
@@ -172,7 +173,8 @@ def read_form(path: Path) -> Form:
 
     Raises
     ------
-    DataError : it cannot be read, or is no form.
+    DataError : it, or a word list, cannot be read, or it is no form.
+    ConfigError : a word list holds no words.
     PictureError : the picture of the empty form cannot be read.
     """
     try:
@@ -195,9 +197,7 @@ def read_form(path: Path) -> Form:
             raise DataError(
                 f'{path}: "marks" are not four corners of the form, [[x, y], ...], clockwise from the top left'
             )
-    fields = [
-        read_field(field, f"{path}: field {number}", size) for number, field in enumerate(content["fields"], start=1)
-    ]
+    fields = [read_field(field, path, number, size) for number, field in enumerate(content["fields"], start=1)]
     empty = None
     if content.get("form") is not None:
         if not isinstance(content["form"], str) or marks is not None:
@@ -213,11 +213,12 @@ def read_form(path: Path) -> Form:
     return Form((round(size[0]), round(size[1])), marks, tuple(fields), empty)
 
 
-def read_field(content: Any, where: str, size: Sequence[float]) -> Field:
-    """A field of a form's file.  Raises DataError."""
+def read_field(content: Any, path: Path, number: int, size: Sequence[float]) -> Field:
+    """A field of a form's file.  Raises DataError and ConfigError."""
+    where = f"{path}: field {number}"
     if not isinstance(content, dict):
         raise DataError(f"{where}: is not an object")
-    known = {"name", "box", "alphabet", "pattern"}
+    known = {"name", "box", "alphabet", "pattern", "words"}
     if unknown := sorted(set(content) - known):
         raise DataError(f"{where}: has an unknown entry {unknown[0]!r}; it can have {', '.join(sorted(known))}")
     name = content.get("name")
@@ -226,11 +227,14 @@ def read_field(content: Any, where: str, size: Sequence[float]) -> Field:
     box = numbers(content.get("box"), 4)
     if box is None or not (0 <= box[0] < box[2] <= size[0] and 0 <= box[1] < box[3] <= size[1]):
         raise DataError(f'{where}, {name!r}: "box" is not [left, top, right, bottom] within the form')
-    for entry in ("alphabet", "pattern"):
+    for entry in ("alphabet", "pattern", "words"):
         if not isinstance(content.get(entry), str | None):
             raise DataError(f'{where}, {name!r}: "{entry}" is not a text')
+    words = None
+    if content.get("words") is not None:
+        words = tuple(read_words(path.parent / valid_utf8(content["words"])))
     left, top, right, bottom = box
-    return Field(name, (left, top, right, bottom), content.get("alphabet"), content.get("pattern"))
+    return Field(name, (left, top, right, bottom), content.get("alphabet"), content.get("pattern"), words)
 
 
 def numbers(value: Any, count: int) -> list[float] | None:
@@ -251,15 +255,17 @@ class FormReader:
 
     Raises
     ------
-    ConfigError : the model does not know a field's alphabet, or a pattern is none.
+    ConfigError : the model does not know a field's alphabet, a pattern is none, or a field has one and a word list.
     """
 
     def __init__(self, predictor: GlyphPredictor, form: Form) -> None:
         self.form = form
-        self.fields: list[tuple[Field, GlyphPredictor]] = []
+        self.fields: list[tuple[Field, GlyphPredictor, frozenset[str] | None]] = []
         for field in form.fields:
+            listed = None if field.words is None else frozenset(" ".join(field.words).casefold().split())
             try:
-                self.fields.append((field, predictor.view(field.alphabet, pattern=field.pattern)))
+                own = predictor.view(field.alphabet, pattern=field.pattern, words=field.words)
+                self.fields.append((field, own, listed))
             except ConfigError as error:
                 raise ConfigError(f"field {field.name!r}: {error}") from None
 
@@ -290,16 +296,23 @@ class FormReader:
         """The answers of a scan's fields."""
         if isinstance(pages, PictureError):
             return FormReading(file, "failed", error=valid_utf8(str(pages)))
-        readings = {
-            field.name: predictor.read_page(file, page, top_k=1)
-            for (field, predictor), page in zip(self.fields, pages, strict=True)
-        }
+        readings = {}
+        for (field, predictor, listed), page in zip(self.fields, pages, strict=True):
+            reading = predictor.read_page(file, page, top_k=1)
+            if listed is not None and reading.status == "ok" and not listed.issuperset(words_of(reading)):
+                reading = replace(reading, status="uncertain")
+            readings[field.name] = reading
         error = next((reading.error for reading in readings.values() if reading.error), None)
         if error is not None:
             return FormReading(file, "failed", error=error)
         doubtful = any(reading.status not in SURE_STATUSES for reading in readings.values())
         confidence = min((r.confidence for r in readings.values() if r.confidence is not None), default=None)
         return FormReading(file, "uncertain" if doubtful else "ok", confidence, readings)
+
+
+def words_of(reading: Reading) -> list[str]:
+    """The words of a text, whichever case they have."""
+    return (reading.text or "").casefold().split()
 
 
 # ---- The review sheet ----

@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
 CHUNK = 8  # pictures that a thread prepares before it takes others
+TWO_LIMITS = "words and pattern both say what a text can hold: give one of them"
 
 
 class Prepared(NamedTuple):
@@ -110,7 +111,7 @@ class GlyphPredictor:
         self.alphabet = None if alphabet is None else frozenset(alphabet)
         self.words = words
         if words is not None and pattern is not None:
-            raise ConfigError("words and pattern both say what a text can hold: give one of them")
+            raise ConfigError(TWO_LIMITS)
         self.automaton: Automaton | None = None
         if words is not None:
             self.automaton = word_automaton(words, names)
@@ -128,7 +129,11 @@ class GlyphPredictor:
         self.batch_size = batch_size
 
     def view(
-        self, alphabet: str | None = None, min_confidence: float | None = None, pattern: str | None = None
+        self,
+        alphabet: str | None = None,
+        min_confidence: float | None = None,
+        pattern: str | None = None,
+        words: Sequence[str] | None = None,
     ) -> "GlyphPredictor":
         """The same predictor with other options where they are given; an alphabet is of this one's characters.
 
@@ -146,7 +151,11 @@ class GlyphPredictor:
             own.frequencies = own.frequencies[chosen]
         if min_confidence is not None:
             own.min_confidence = min_confidence
-        if pattern is not None:
+        if words is not None and pattern is not None:
+            raise ConfigError(TWO_LIMITS)
+        if words is not None:
+            own.words, own.automaton = words, word_automaton(words, own.class_names)
+        elif pattern is not None:
             own.automaton = pattern_automaton(pattern, own.class_names)
         return own
 

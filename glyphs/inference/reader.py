@@ -273,6 +273,8 @@ def read_words(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8 text; save the word list as UTF-8, a word on a line") from None
+    except ValueError as error:  # a form's file may hold a name that no file can have
+        raise DataError(f"{path}: cannot be read ({error})") from None
     words = [word for word in words if word]
     if not words:
         raise ConfigError(f"{path}: holds no words; write one on each line")
