@@ -211,7 +211,7 @@ def test_the_page_of_a_gpu_is_whole() -> None:
     assert float(seconds) > 0
 
 
-def test_reading_shares_out_the_time_of_a_page_and_a_field(
+def test_reading_shares_out_the_time_of_a_page_a_field_and_a_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reading, "PAGE", (4000, 360))
@@ -220,13 +220,15 @@ def test_reading_shares_out_the_time_of_a_page_and_a_field(
     write_emnist(tmp_path, glyphs[:94], torch.arange(94) % 47)
     reading.report(save_small_onnx(tmp_path / "small.onnx"), reading.make_pictures(tmp_path), rounds=1)
     figures = rows_of(capsys.readouterr().out)
-    for name in ("page", "field"):
+    for name in ("page", "field", "form"):
         parts = sum(figures[f"{name}: {part}, ms"][0] for part in ("finding the ink", "network", "the rest"))
         assert figures[f"{name}: read, ms"][0] == pytest.approx(parts, rel=0.02)
         share = figures[f"{name}: read, ms"][0] / figures[f"{name}: network in one batch, ms"][0]
         assert figures[f"{name}: read, times that"][0] == pytest.approx(share, rel=0.02)
         assert figures[f"{name}: candidates"][0] > 0
-    assert figures["most memory, MB"][0] > figures["of it after the first page and field, MB"][0] >= 0
+    assert figures["form: read, ms a field"][0] == pytest.approx(figures["form: read, ms"][0] / 20, rel=0.02)
+    assert figures["form: candidates"][0] > 100  # of 160 characters: the fields were found where they are
+    assert figures["most memory, MB"][0] > figures["of it after the first round, MB"][0] >= 0
 
 
 def test_service_sets_requests_beside_a_folder_of_files(tmp_path: Path) -> None:
