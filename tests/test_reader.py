@@ -21,6 +21,7 @@ from glyphs.errors import ConfigError, DataError
 from glyphs.inference.lattice import Choice, best_path, is_mark, lattice_of, likeliest_paths, score_candidates
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import (
+    holds_capitals,
     holds_digits_only,
     label,
     read_page,
@@ -111,6 +112,19 @@ def test_a_texture_of_many_parts_is_no_text() -> None:
     few, many = (Image.fromarray(np.tile(dot, (side, side))) for side in (60, 100))
     assert sum(len(line.pieces) for line in find_lines(to_grey(few)).lines) == 60 * 60
     assert find_lines(to_grey(many)).lines == []
+
+
+def test_a_full_stop_alone_in_its_box_is_read(predictor: GlyphPredictor) -> None:
+    assert predictor.read(comb("AB.CD")).text == "AB.CD"
+    assert predictor.read(comb("AB CD")).text in ("ABCD", "AB CD")
+
+
+def test_print_that_is_much_paler_than_the_pen_is_no_mark(predictor: GlyphPredictor) -> None:
+    page = write(["2345"], spacing=30)
+    pen = ImageDraw.Draw(page)
+    for tone, text in ((140, "2345"), (0, "2.345")):
+        pen.ellipse((66, 62, 74, 70), fill=tone)
+        assert predictor.read(page).text == text
 
 
 def test_boxes_are_taken_away_and_a_cell_gives_one_piece() -> None:
@@ -313,8 +327,26 @@ def test_what_is_a_number_has_no_letters() -> None:
     names, alike = ["0", "O", "A"], np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]])
     path = [Choice(piece(12 * i, 12 * i + 9), np.array([0.2, 0.7, 0.1])) for i in range(3)]
     line = Line([choice.piece for choice in path], 20)
-    assert label(path, [path], names, line, alike, None, set()) == ["O", "O", "O"]
-    assert label(path, [path], names, line, alike, None, {id(choice) for choice in path}) == ["0", "0", "0"]
+    assert label(path, [path], names, line, alike, None, set(), set()) == ["O", "O", "O"]
+    assert label(path, [path], names, line, alike, None, {id(choice) for choice in path}, set()) == ["0", "0", "0"]
+
+
+def test_letters_in_boxes_are_capitals_where_most_of_them_look_so() -> None:
+    names = ["A", "Q", "R", "a", "r"]
+
+    def boxes(*letters: str) -> list[str]:
+        rows = [[0.8 if name == letter else 0.05 for name in names] for letter in letters]
+        rows = [
+            [0.15 if (name, letter) == ("Q", "a") else p for name, p in zip(names, row, strict=True)]
+            for letter, row in zip(letters, rows, strict=True)
+        ]
+        path = [Choice(replace(piece(12 * i, 12 * i + 9), cell=i), np.array(row)) for i, row in enumerate(rows)]
+        line = Line([choice.piece for choice in path], 20)
+        capitals = {id(choice) for choice in path} if holds_capitals(path, names) else set()
+        return label(path, [path], names, line, np.eye(5), None, set(), capitals)
+
+    assert boxes("A", "a", "R") == ["A", "Q", "R"]
+    assert boxes("a", "r", "R") == ["a", "r", "R"]
 
 
 def test_the_line_tells_the_case_of_a_word_that_does_not() -> None:

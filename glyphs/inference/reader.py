@@ -47,6 +47,7 @@ CHANGE_COST = 2.5
 # pages of numbers lost up to 0.9; a letter that looks like a digit loses 1.2, others more.
 PAGE_LOSS, WORD_LOSS, LONG = 1.0, 0.8, 3  # and a word of at least so many characters where it is less than that
 NEVER = -1e9  # the logarithm of a probability
+CAPITALS = 2  # times as many letters in the boxes of a form as look like small ones look like capitals: all are
 CAPITAL_COST = 0.7  # of a change from a capital to a small letter, as after a name's first
 SAME_SHAPE = frozenset("CcIiJjKkLlMmOoPpSsUuVvWwXxYyZz")  # letters whose cases EMNIST's 47 classes merge
 BARS, BAR = ("I", "L"), 0.3  # an upright bar, width over height below this, is an I among capitals, else an l
@@ -100,7 +101,9 @@ def read_page(
             if number_page or (len(group) >= LONG and holds_digits_only(group, names, alike, WORD_LOSS))
             for choice in group
         }
-        labels = iter(label(path, groups, names, line, alike, alphabet, numbers))
+        boxed = [choice for choice in path if choice.piece.cell is not None and page.grid is None]
+        capitals = {id(choice) for choice in boxed} if holds_capitals(boxed, names) else set()
+        labels = iter(label(path, groups, names, line, alike, alphabet, numbers, capitals))
         found = []
         for group in groups:
             # What the alphabet rules out, as a full stop among digits, has no label.
@@ -168,10 +171,11 @@ def label(
     alike: NDArray[np.float64],
     alphabet: Iterable[str] | None,
     numbers: set[int],
+    capitals: set[int],
 ) -> list[str]:
     """A character for each choice; neighbours tell digits from letters, and height tells case.
 
-    `numbers`: the identities of the choices that are digits.
+    `numbers`: the identities of the choices that are digits.  `capitals`: of those that are no small letters.
     """
     allowed = None if alphabet is None else set(alphabet)
     kinds = (str.isdigit, lambda name: not name.isdigit() and not name.islower(), is_small)
@@ -198,6 +202,8 @@ def label(
         labels: list[str] = []
         for own in columns:
             fitting = own if choice.only is None else [i for i in own if standing[i] & choice.only]
+            if id(choice) in capitals and choice.only is None:
+                fitting = [i for i in own if not names[i].islower()]
             at = max(fitting, key=shared.__getitem__, default=-1)
             probability = float(shared[at]) if at >= 0 else 0.0
             if at < 0 and choice.only is not None:
@@ -218,6 +224,14 @@ def label(
         kind_now = before[kind_now]
     found.reverse()
     return set_case(path, groups, found, allowed)
+
+
+def holds_capitals(choices: Iterable[Choice], names: Sequence[str]) -> bool:
+    """Whether most of the letters that look otherwise as small letters look like capitals."""
+    likeliest = [names[int(c.probabilities.argmax())] for c in choices if c.probabilities is not None]
+    telling = [name for name in likeliest if name.isalpha() and name not in SAME_SHAPE]
+    small = sum(name.islower() for name in telling)
+    return len(telling) - small >= max(1, CAPITALS * small)
 
 
 def is_small(name: str) -> bool:

@@ -70,6 +70,9 @@ SAME_LINE = 0.4  # of the lower of two parts: how much they overlap on one line
 TALL = 0.5  # a part that is lower than this is a dot or a dash
 SAME_PIECE = 0.5  # of the narrower of two parts: how much they overlap sideways in one character
 DOT, DOT_REACH = 0.45, 0.3  # size of the dot of an i, and how far it is off its stem
+DOT_DISTANCE = 1.2  # how far a part of no line's height is off its line, at most
+# What is no more than half as dark as the nearest character, at its darkest, and low or narrow, is print or dirt
+FAINT_PART, NARROW_PART = 0.5, 0.15
 CUTTABLE = 0.7  # what is wider than this may be several characters
 NARROWEST, LOWEST = 0.2, 0.35  # of a piece of it
 CELL = 1.6  # width over height of a form's cell: one that is narrower holds one character
@@ -200,10 +203,11 @@ def lines_on_paper(grey: Floats) -> Page:
         # With their soft edges, which would be drawn around what stands on them.
         ink[dilate(across, RULE_EDGE, RULE_EDGE) & ~dilate(mask, 3, 3)] = 0
     parts = find_parts(mask)
-    lines = [line for line in group_lines(parts) if line.pieces]
-    joined = is_joined(lines)
     high = rule_distance(across) if walls.any() else 0.0
+    lines = [line for line in group_lines(parts, high) if line.pieces]
+    joined = is_joined(lines)
     for line in lines:
+        line.pieces = without_faint(line, ink)
         if walls.any():
             line.pieces = between_rules(line, across)
         line.pieces = join_dots(line.pieces, line.height)
@@ -580,8 +584,11 @@ def is_flat(box: Box, area: int) -> bool:
     return box.width > FLAT * box.height and area > FILLED * box.width * box.height
 
 
-def group_lines(parts: list[Piece]) -> list[Line]:
-    """Lines of parts, from top to bottom, each from left to right; a line may climb or fall."""
+def group_lines(parts: list[Piece], boxes_height: float = 0.0) -> list[Line]:
+    """Lines of parts, from top to bottom, each from left to right; a line may climb or fall.
+
+    In boxes of that height, a full stop may be far from its neighbours.
+    """
     if not parts:
         return []
     heights = np.array([part.box.height for part in parts])
@@ -604,7 +611,7 @@ def group_lines(parts: list[Piece]) -> list[Line]:
         ends[place] = [statistics.median(part.box[side] for part in last) for side in (0, 2)]
     for number, part in enumerate(low, len(tall)):
         away = np.where(line_of[:number] < 0, math.inf, distances(part.box, boxes[:number]))
-        if away.min() < 1.2 * usual:
+        if away.min() < DOT_DISTANCE * max(usual, boxes_height):
             line_of[number] = line_of[:number][away == away.min()].min()
             lines[line_of[number]].append(part)
     lines.sort(key=lambda line: float(np.median([(part.box.top + part.box.bottom) / 2 for part in line])))
@@ -704,6 +711,27 @@ def enter_cells(line: Line, walls: Mask, height: float) -> None:
             inside[0].cell = place
         pieces += inside
     line.pieces = pieces
+
+
+def without_faint(line: Line, ink: Floats) -> list[Piece]:
+    """A line's parts without those that are much fainter than the nearest character: of a box's side, print, dirt."""
+    plain = [p.box.height >= TALL * line.height and p.box.width >= NARROW_PART * line.height for p in line.pieces]
+    characters = [part for part, is_plain in zip(line.pieces, plain, strict=True) if is_plain]
+    if not characters:
+        return line.pieces
+    boxes = np.array([part.box for part in characters])
+    darkest = [darkness(part, ink) for part in characters]
+    return [
+        part
+        for part, is_plain in zip(line.pieces, plain, strict=True)
+        if is_plain or darkness(part, ink) > FAINT_PART * darkest[int(distances(part.box, boxes).argmin())]
+    ]
+
+
+def darkness(part: Piece, ink: Floats) -> float:
+    """The most ink of a part's pixels."""
+    box = part.box
+    return float(ink[box.top : box.bottom, box.left : box.right][part.mask].max())
 
 
 def between_rules(line: Line, across: Mask) -> list[Piece]:
