@@ -61,14 +61,16 @@ class Answers(NamedTuple):
     probabilities: Floats
 
 
-def predict(model: torch.nn.Module, glyphs: list[Glyph], shift: torch.Tensor | float = 0.0) -> Answers:
-    """What the model answers; the shift is added to the logits."""
+def predict(model: torch.nn.Module, glyphs: list[Glyph], shifts: torch.Tensor | None = None) -> Answers:
+    """What the model answers; the shifts, [2, C], are added to the logits of drawings of MNIST's size and of others."""
     answers = Answers(np.full(len(glyphs), -1), np.zeros(len(glyphs), np.float32))
     found = [(index, glyph.pixels) for index, glyph in enumerate(glyphs) if glyph.pixels is not None]
     with torch.inference_mode():
         for start in range(0, len(found), BATCH):
             places, images = zip(*found[start : start + BATCH], strict=True)
-            logits = model(torch.from_numpy(np.stack(images))[:, None]) + shift
+            logits = model(torch.from_numpy(np.stack(images))[:, None])
+            if shifts is not None:
+                logits = logits + shifts[[0 if glyphs[place].mnist_sized else 1 for place in places]]
             best = logits.softmax(1).max(1)
             answers.classes[list(places)] = best.indices.numpy()
             answers.probabilities[list(places)] = best.values.numpy()
@@ -124,13 +126,14 @@ def accuracy(model: torch.nn.Module, names: list[str], data_dir: Path, prior: st
     print(
         f"\nAccuracy on pictures that the weights in the box were not trained on, {len(names)} classes, {prior} prior"
     )
-    shift = torch.tensor([math.log(PRIORS[prior]) if name.isdecimal() else 0.0 for name in names])
+    digit = torch.tensor([float(name.isdecimal()) for name in names])
+    shifts = torch.tensor(PRIORS[prior]).log()[:, None] * digit
     confidences, correct = [], []
     for folder in ("photos", "drawings", "user_singles"):
         chosen = [picture for picture in list_pictures(data_dir, folder) if picture.held_out]
         glyphs = [preprocess(picture.path) for picture in chosen]
         truth = np.array([true_class(picture.path, names) for picture in chosen])
-        answers = predict(model, glyphs, shift)
+        answers = predict(model, glyphs, shifts)
         hits = answers.classes == truth
         confidences.append(torch.from_numpy(answers.probabilities[answers.classes >= 0]).double())
         correct.append(torch.from_numpy(hits[answers.classes >= 0]))
@@ -392,7 +395,7 @@ def main() -> None:
         required=True,
         help="folder with EMNIST/raw, photos, drawings and, where there are any, user_singles",
     )
-    parser.add_argument("--prior", choices=PRIORS, default="uniform", help="of the classes, for the first table")
+    parser.add_argument("--prior", choices=PRIORS, default="auto", help="of the classes, for the first table")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="draw there what was not read")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="EMNIST test images for the round trip")
     parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each kind of non-character")

@@ -8,7 +8,9 @@ ALPHABETS = {
     "lower": string.ascii_lowercase,
     "letters": string.ascii_letters,
 }
-PRIORS = {"uniform": 1.0, "digits": 3.0}  # how many times as frequent as a letter a digit is taken to be
+# How many times as frequent as a letter a digit is taken to be: in drawings of MNIST's size, and elsewhere.  Of the 105
+# such drawings among single characters that users had tried, from eight of them, 96 were digits.
+PRIORS = {"auto": (3.0, 1.0), "uniform": (1.0, 1.0), "digits": (3.0, 3.0)}
 
 
 def one_line(text: str) -> str:

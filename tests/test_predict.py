@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from glyphs import devices
 from glyphs.cpus import usable_cpus
@@ -143,11 +143,33 @@ def test_an_alphabet_restricts_and_renormalises(onnx_file: Path) -> None:
 def test_a_prior_makes_digits_more_frequent(onnx_file: Path) -> None:
     before = dict(GlyphPredictor(onnx_file).predict(draw_glyph(), top_k=47).top_k)
     after = dict(GlyphPredictor(onnx_file, prior="digits").predict(draw_glyph(), top_k=47).top_k)
-    weights = {name: (PRIORS["digits"] if name in "0123456789" else 1) * p for name, p in before.items()}
+    weights = {name: (PRIORS["digits"][1] if name in "0123456789" else 1) * p for name, p in before.items()}
     total = sum(weights.values())
     assert after == pytest.approx({name: weight / total for name, weight in weights.items()}, abs=1e-4)
-    with pytest.raises(ConfigError, match="prior: is 'letters'; it is one of uniform, digits"):
+    with pytest.raises(ConfigError, match="prior: is 'letters'; it is one of auto, uniform, digits"):
         GlyphPredictor(onnx_file, prior="letters")
+
+
+def test_digits_are_more_frequent_in_drawings_of_mnists_size(onnx_file: Path) -> None:
+    """Nearly everything that people draw on 28x28 pixels is a digit; EMNIST's images and larger pictures are not."""
+    drawing = Image.new("L", (28, 28), 255)
+    ImageDraw.Draw(drawing).line((14, 4, 14, 23), fill=0)
+    larger = drawing.resize((56, 56), Image.Resampling.NEAREST)
+    emnist = Image.fromarray(np.asarray(preprocess(drawing).pixels))
+
+    def by_label(picture: Image.Image, prior: str) -> dict[str, float]:
+        return dict(GlyphPredictor(onnx_file, prior=prior).predict(picture, top_k=47).top_k)
+
+    assert by_label(drawing, "auto") == by_label(drawing, "digits") != by_label(drawing, "uniform")
+    for other in (larger, emnist):
+        assert by_label(other, "auto") == by_label(other, "uniform") != by_label(other, "digits")
+    # Among other pictures of a batch, too.
+    together = GlyphPredictor(onnx_file).predict_batch([larger, Image.new("L", (28, 28)), drawing], top_k=47)
+    assert [dict(prediction.top_k) for prediction in together] == [
+        by_label(larger, "uniform"),
+        {},
+        by_label(drawing, "digits"),
+    ]
 
 
 @pytest.mark.parametrize(

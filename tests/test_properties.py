@@ -51,7 +51,7 @@ def pictures(draw: st.DrawFn) -> NDArray[np.uint8]:
 @given(pictures())
 @pytest.mark.slow
 def test_every_picture_is_answered_or_refused(picture: NDArray[np.uint8]) -> None:
-    status, pixels = preprocess(picture)
+    status, pixels, _ = preprocess(picture)
     assert (status == "ok") == (pixels is not None)
     if pixels is not None:
         assert pixels.shape == (28, 28)
@@ -62,7 +62,7 @@ def test_every_picture_is_answered_or_refused(picture: NDArray[np.uint8]) -> Non
 @quick
 @given(pictures())
 def test_plain_never_refuses(picture: NDArray[np.uint8]) -> None:
-    status, pixels = preprocess(picture, "plain")
+    status, pixels, _ = preprocess(picture, "plain")
     assert status == "ok"
     assert pixels is not None
     assert pixels.shape == (28, 28)

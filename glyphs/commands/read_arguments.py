@@ -34,8 +34,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     only = f"answer only these characters, such as 0123456789, or {', '.join(ALPHABETS)} (default: all)"
     how.add_argument("--alphabet", type=alphabet_of, metavar="CHARACTERS", help=only)
-    frequent = f"digits: each is {PRIORS['digits']:g} times as frequent as a letter (default: uniform)"
-    how.add_argument("--prior", choices=PRIORS, default="uniform", help=frequent)
+    times = f"{PRIORS['digits'][0]:g} times as frequent as a letter"
+    frequent = f"digits: each is {times}; auto: only in drawings of 28x28 pixels, MNIST's size (default: auto)"
+    how.add_argument("--prior", choices=PRIORS, default="auto", help=frequent)
     uncertain = f"an answer less probable than this, from 0 to 1, is `uncertain` (default: 0; of fields {DOUBTFUL})"
     how.add_argument("--min-confidence", type=fraction, metavar="P", help=uncertain)
     views = "look at every picture seven times, turned, resized and slanted a little: more accurate, slower"

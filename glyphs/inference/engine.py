@@ -168,7 +168,7 @@ class Engine:
             return job, outcome
         predictor = job.predictor
         try:
-            return job, list(predictor.answers(job.prepared, predictor.of_alphabet(outcome), job.top_k))
+            return job, list(predictor.answers(job.prepared, outcome, job.top_k))
         except Exception as error:
             return job, error
 

@@ -39,12 +39,16 @@ TWO_LIMITS = "words and pattern both say what a text can hold: give one of them"
 
 
 class Prepared(NamedTuple):
-    """A picture on its way to the network: pixels, uint8 [28, 28], are there only where the status is `ok`."""
+    """A picture on its way to the network: pixels, uint8 [28, 28], are there only where the status is `ok`.
+
+    mnist_sized : as in `glyphs.pictures.glyph.Glyph`.
+    """
 
     file: str | None
     status: Status
     pixels: Bytes | None
     error: str | None
+    mnist_sized: bool = False
 
 
 class GlyphPredictor:
@@ -60,8 +64,8 @@ class GlyphPredictor:
         character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced,
         where c is C.
     prior : how frequent the classes are taken to be where the picture leaves several open: `uniform`, as in training
-        where that counted every class alike; or `digits`, each digit so many times as frequent as a letter as
-        `glyphs.text.PRIORS` says.
+        where that counted every class alike; `digits`, each digit so many times as frequent as a letter as
+        `glyphs.text.PRIORS` says; or `auto`, that for drawings of MNIST's size, uniform for everything else.
     min_confidence : a likeliest class less probable than this is `uncertain`.
     mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
         is the one that the model was trained with.
@@ -86,7 +90,7 @@ class GlyphPredictor:
         device: str | None = None,
         *,
         alphabet: Iterable[str] | None = None,
-        prior: str = "uniform",
+        prior: str = "auto",
         min_confidence: float = 0.0,
         mode: Mode | None = None,
         batch_size: int = Config.batch_size,
@@ -123,7 +127,9 @@ class GlyphPredictor:
         self.class_names = [names[column] for column in self.columns]
         if prior not in PRIORS:
             raise ConfigError(f"prior: is {prior!r}; it is one of {', '.join(PRIORS)}")
-        self.frequencies = np.array([PRIORS[prior] if name.isdecimal() else 1.0 for name in self.class_names])
+        digits = np.array([name.isdecimal() for name in self.class_names])
+        # Of each class, in drawings of MNIST's size and elsewhere.
+        self.small_frequencies, self.frequencies = (np.where(digits, factor, 1.0) for factor in PRIORS[prior])
         self.min_confidence = min_confidence
         self.mode = mode or trained_with
         self.batch_size = batch_size
@@ -312,10 +318,15 @@ class GlyphPredictor:
         batches = (images[start : start + self.batch_size] for start in starts)
         return np.concatenate([self.of_alphabet(self.network(batch)) for batch in batches])
 
-    def of_alphabet(self, probabilities: Probabilities) -> Probabilities:
-        """A network's probabilities of all classes as those of the alphabet's with the prior, float64 [N, C]."""
+    def of_alphabet(self, probabilities: Probabilities, mnist_sized: Sequence[bool] = ()) -> Probabilities:
+        """A network's probabilities of all classes as those of the alphabet's with the prior, float64 [N, C].
+
+        mnist_sized : of each row, whether it is such a drawing; none is where it is left out.
+        """
+        small = np.array(mnist_sized or [False] * len(probabilities), bool)[:, None]
         # The small number keeps an alphabet whose probabilities are all 0 in float32 from dividing by 0.
-        chosen = probabilities[:, self.columns] * self.frequencies + 1e-300
+        frequencies = np.where(small, self.small_frequencies, self.frequencies)
+        chosen = probabilities[:, self.columns] * frequencies + 1e-300
         if not np.isfinite(chosen).all():
             raise CheckpointError("the model's outputs are not finite: it is damaged")
         shares: Probabilities = chosen / chosen.sum(axis=1, keepdims=True)
@@ -330,10 +341,10 @@ class GlyphPredictor:
         try:
             if isinstance(picture, PictureError):
                 raise picture
-            status, pixels = preprocess(picture, self.mode)
+            glyph = preprocess(picture, self.mode)
         except PictureError as error:
             return Prepared(file, "failed", None, valid_utf8(str(error)))
-        return Prepared(file, status, pixels, None)
+        return Prepared(file, glyph.status, glyph.pixels, None, glyph.mnist_sized)
 
     def classify(
         self, part: Sequence[Prepared], top_k: int, place: int = 0, size: int | None = None
@@ -344,23 +355,24 @@ class GlyphPredictor:
         is the same to the last bit.
         """
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
-        shares: Probabilities = np.empty((0, len(self.columns)))
+        probabilities: Probabilities = np.empty((0, len(self.facts["classes"])))
         if seen:
             images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
             images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
-            shares = self.of_alphabet(self.network(images))[seen]
-        return self.answers(part, shares, top_k)
+            probabilities = self.network(images)[seen]
+        return self.answers(part, probabilities, top_k)
 
     def answers(
-        self, part: Sequence[Prepared], shares: Probabilities, top_k: int
+        self, part: Sequence[Prepared], probabilities: Probabilities, top_k: int
     ) -> Iterator[tuple[Prediction, Bytes | None]]:
-        """What these pictures show; `shares`, as of `of_alphabet`, float [N, C], has a row for each with pixels."""
-        ranked = self.rank(shares, top_k)
-        for file, status, pixels, error in part:
-            if pixels is None:
-                yield Prediction(file, status, error=error), None
+        """What these pictures show; `probabilities`, the network's, float [N, C], have a row for each with pixels."""
+        small = [prepared.mnist_sized for prepared in part if prepared.pixels is not None]
+        ranked = self.rank(self.of_alphabet(probabilities, small), top_k)
+        for prepared in part:
+            if prepared.pixels is None:
+                yield Prediction(prepared.file, prepared.status, error=prepared.error), None
             else:
-                yield self.answer(file, next(ranked)), pixels
+                yield self.answer(prepared.file, next(ranked)), prepared.pixels
 
     def rank(self, shares: Probabilities, top_k: int) -> Iterator[tuple[Candidate, ...]]:
         """The likeliest classes of each row of probabilities over the alphabet, float [N, C]."""

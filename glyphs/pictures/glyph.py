@@ -93,10 +93,16 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Glyph(NamedTuple):
-    """What was found in a picture: `pixels`, uint8 [28, 28], white on black, exactly where `status` is "ok"."""
+    """What was found in a picture.
+
+    pixels : uint8 [28, 28], white on black, exactly where `status` is "ok".  mnist_sized : the picture has the 28x28
+    pixels of MNIST's images, and is not in EMNIST's form: a drawing that somebody made for a reader of digits, most
+    likely.
+    """
 
     status: GlyphStatus
     pixels: Bytes | None
+    mnist_sized: bool = False
 
 
 # ---- From a picture to EMNIST's form ----
@@ -131,7 +137,7 @@ def _prepare(opened: Image.Image, mode: Mode) -> Glyph:
         for candidate in (pixels, 255 - pixels):
             if _is_emnist(candidate):
                 return Glyph("ok", candidate)
-    return _find_glyph(to_grey(opened))
+    return _find_glyph(to_grey(opened))._replace(mnist_sized=opened.size == (SIDE, SIDE))
 
 
 def _plain(grey: Floats) -> Bytes:
