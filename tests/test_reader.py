@@ -114,6 +114,17 @@ def test_a_texture_of_many_parts_is_no_text() -> None:
     assert find_lines(to_grey(many)).lines == []
 
 
+def test_boxes_whose_sides_are_broad_for_their_height_are_taken_away(predictor: GlyphPredictor) -> None:
+    font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 17)
+    page = Image.new("L", (196, 46), 255)
+    pen = ImageDraw.Draw(page)
+    for place, character in enumerate("27436852"):
+        left = 10 + 22 * place
+        pen.rectangle((left, 10, left + 21, 35), outline=140, width=2)
+        pen.text((left + 10.5, 23), character, font=font, fill=20, anchor="mm")
+    assert predictor.read(page).text == "27436852"
+
+
 def test_a_full_stop_alone_in_its_box_is_read(predictor: GlyphPredictor) -> None:
     assert predictor.read(comb("AB.CD")).text == "AB.CD"
     assert predictor.read(comb("AB CD")).text in ("ABCD", "AB CD")
@@ -357,6 +368,10 @@ def test_the_line_tells_the_case_of_a_word_that_does_not() -> None:
     path = [Choice(piece(12 * i, 12 * i + width), None) for i, width in enumerate((9, 5, 5, 9, 9))]
     assert set_case(path, [path[:3], path[3:]], small, None) == ["A", "l", "l", "a", "n"]
     assert set_case(path[:2], [path[:2]], ["A", "I"], None) == ["A", "I"]
+    path = [Choice(piece(16 * i, 16 * i + width), None) for i, width in enumerate((8, 8, 10, 8))]
+    assert [one.piece.box.height for one in path] == [20] * 4
+    assert set_case(path, [path], ["A", "L", "L", "N"], None) == ["A", "I", "L", "N"]
+    assert set_case(path, [path], ["a", "L", "L", "n"], None) == ["a", "l", "l", "n"]
 
 
 def test_the_flat_end_of_a_stroke_is_no_piece() -> None:

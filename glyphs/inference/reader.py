@@ -50,7 +50,9 @@ NEVER = -1e9  # the logarithm of a probability
 CAPITALS = 2  # times as many letters in the boxes of a form as look like small ones look like capitals: all are
 CAPITAL_COST = 0.7  # of a change from a capital to a small letter, as after a name's first
 SAME_SHAPE = frozenset("CcIiJjKkLlMmOoPpSsUuVvWwXxYyZz")  # letters whose cases EMNIST's 47 classes merge
-BARS, BAR = ("I", "L"), 0.3  # an upright bar, width over height below this, is an I among capitals, else an l
+# An upright bar, width over height below this, is an I among capitals, else an l.  Of 694 capital L of EMNIST's ByClass
+# training images 2 % are narrower than 0.45, of 1,736 I half.
+BARS, CAPITAL_BAR, BAR = ("I", "L"), 0.45, 0.3
 SIZED = frozenset("CcOoPpSsUuVvWwXxZz")  # of these, those whose cases differ in size alone
 
 
@@ -260,11 +262,11 @@ def set_case(
             if name not in SAME_SHAPE:
                 continue
             box, only = path[i].piece.box, path[i].only
-            if name in BARS and box.width < BAR * box.height and not path[i].piece.dotted:
-                bar = "l" if small > len(sure) - small else "I"
-                if only is None or bar in only:
-                    found[i] = bar
-                    continue
+            bar, widest = ("l", BAR) if small > len(sure) - small else ("I", CAPITAL_BAR)
+            is_bar = name in BARS and box.width < widest * box.height and not path[i].piece.dotted
+            if is_bar and (only is None or bar in only):
+                found[i] = bar
+                continue
             low = box.height < SMALL_LETTER * tall
             if sure and small != len(sure) - small:
                 lower = small > len(sure) - small and (low or i != span[0] or name not in SIZED)

@@ -46,6 +46,8 @@ SLIVER = 0.08  # of a character's size: what lies along the edge and is no wider
 RULE, RULE_SEGMENT = 0.3, 0.05  # a rule is so long, and straight over each such part of it
 WALL_SLOPE, LONE_SLOPE = 0.15, 0.08  # of the height of a box's side: how wide it may be, and where it is the only one
 PAIR = 0.4  # of it: by how much the ends of two sides of a box differ
+# Where so many were not found, thick ones are looked for; they are straight over, and not as wide as, such shares of it
+LEAST_SIDES, STRAIGHT_SIDE, THICK_SIDE = 3, 0.8, 0.3
 THIN_RULE = 0.01  # of the page's height: how thick a thin rule is
 RULE_SLOPE = 0.06  # height over width of a rule, its thickness apart
 
@@ -440,6 +442,22 @@ def find_walls(mask: Mask, across: Mask) -> Mask:
         if wide < max(8, LONE_SLOPE * high) or min(ends_differ, default=high) < PAIR * high:
             kept.append(number)
     walls: Mask = np.isin(parts.labels, kept) & mask
+    return walls if len(kept) >= LEAST_SIDES else walls | find_thick_walls(mask, gap)
+
+
+def find_thick_walls(mask: Mask, gap: float) -> Mask:
+    """The upright sides of a row of small boxes, bool [H, W], that are broad for their height: three alike at least.
+
+    Characters that touch them are no part of them, as long as they are lower than the box.
+    """
+    parts = components_of(opening(mask, round(STRAIGHT_SIDE * gap), 1))
+    found = np.array([(rows.start, rows.stop, columns.stop - columns.start) for rows, columns in parts.places])
+    kept = []
+    for number, (top, bottom, wide) in enumerate(found, start=1):
+        unlike = np.abs(found - (top, bottom, wide)).max(axis=1)
+        if wide < THICK_SIDE * gap and (unlike < max(3, UNEVEN * wide)).sum() >= LEAST_SIDES:
+            kept.append(number)
+    walls: Mask = dilate(np.isin(parts.labels, kept), 3, 3) & mask
     return walls
 
 
