@@ -102,6 +102,15 @@ def test_lines_come_from_top_to_bottom_and_pieces_from_left_to_right() -> None:
     assert page.lines[0].pieces[0].box.bottom < page.lines[1].pieces[0].box.top
 
 
+@pytest.mark.parametrize("angle", [-12, -7, 7, 12])
+def test_lines_of_a_page_that_is_not_straight_stay_whole(angle: int) -> None:
+    picture = write(["jagged fields 42", "of Typing Pages", "Yellow quiz"]).rotate(
+        angle, Image.Resampling.BICUBIC, expand=True, fillcolor=255
+    )
+    lines = find_lines(to_grey(picture)).lines
+    assert [len({piece.part for piece in line.pieces}) for line in lines] == [14, 13, 10]
+
+
 def test_an_empty_page_has_no_lines() -> None:
     assert find_lines(np.full((60, 80), 0.9, np.float32)).lines == []
 

@@ -68,6 +68,8 @@ FLAT, FILLED = 8, 0.25  # width over height of a flat stroke, and how much of it
 LONGEST_DASH = 2  # of a character's size: a flat stroke that is wider is a rule
 
 # Lines and pieces; lengths are shares of a line's height, that of its middling character
+STEEPEST_LINE, LEAST_SLOPE = 0.25, 0.06  # slopes of lines that are looked for, and that are worth to be told
+NEAREST, FARTHEST, MOST_ANCHORS = 1.5, 6, 300  # how far apart parts are that tell it; from so many parts on
 SAME_LINE = 0.4  # of the lower of two parts: how much they overlap on one line
 TALL = 0.5  # a part that is lower than this is a dot or a dash
 SAME_PIECE = 0.5  # of the narrower of two parts: how much they overlap sideways in one character
@@ -613,40 +615,63 @@ def group_lines(parts: list[Piece], boxes_height: float = 0.0) -> list[Line]:
     usual = float(np.quantile(np.repeat(heights, heights), 0.5))
     tall = sorted((part for part in parts if part.box.height >= TALL * usual), key=lambda part: part.box.left)
     low = [part for part in parts if part.box.height < TALL * usual]
-    lines: list[list[Piece]] = []
+    lines: list[list[int]] = []
     ends = np.empty((len(tall), 2))  # the usual top and bottom of each line's last parts
     boxes = np.array([part.box for part in tall + low])
+    # Tops and bottoms as they are where the lines are level
+    climb = line_slope(boxes[: len(tall)], usual) * (boxes[:, 1] + boxes[:, 3]) / 2
+    levels = boxes[:, [0, 2]] - climb[:, None]
     line_of = np.full(len(boxes), -1)
-    for number, part in enumerate(tall):
-        overlaps = shared_rows(part.box, ends[: len(lines)])
+    for number in range(len(tall)):
+        overlaps = shared_rows(levels[number], ends[: len(lines)])
         place = int(overlaps.argmax()) if lines else 0
         if not lines or overlaps[place] < SAME_LINE:
             place = len(lines)
             lines.append([])
-        lines[place].append(part)
+        lines[place].append(number)
         line_of[number] = place
-        last = lines[place][-3:]
-        ends[place] = [statistics.median(part.box[side] for part in last) for side in (0, 2)]
+        ends[place] = [statistics.median(each) for each in levels[lines[place][-3:]].T.tolist()]
     for number, part in enumerate(low, len(tall)):
         away = np.where(line_of[:number] < 0, math.inf, distances(part.box, boxes[:number]))
         if away.min() < DOT_DISTANCE * max(usual, boxes_height):
             line_of[number] = line_of[:number][away == away.min()].min()
-            lines[line_of[number]].append(part)
-    lines.sort(key=lambda line: float(np.median([(part.box.top + part.box.bottom) / 2 for part in line])))
+            lines[line_of[number]].append(number)
+    lines.sort(key=lambda line: float(np.median(levels[line].mean(axis=1))))
+    of_lines = [[(tall + low)[number] for number in line] for line in lines]
     return [
         Line(
             sorted(line, key=lambda part: part.box.left + part.box.right),
             float(np.median([part.box.height for part in line if part.box.height >= TALL * usual])),
         )
-        for line in lines
+        for line in of_lines
     ]
 
 
-def shared_rows(box: Box, lines: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much a box shares its rows with lines, tops and bottoms [N, 2], as a share of the lower of both: [N]."""
+def line_slope(boxes: NDArray[np.int64], height: float) -> float:
+    """By how much lines fall (below 0: climb) for each pixel to the right; 0 where that is little.
+
+    The middling slope from the feet of one part to those of another beside it.
+
+    Parameters
+    ----------
+    boxes : of parts as high as a line, int [N, 4].
+    height : the line's.
+    """
+    feet, middles = boxes[:, 2], (boxes[:, 1] + boxes[:, 3]) / 2
+    some = np.arange(len(boxes))[:: 1 + len(boxes) // MOST_ANCHORS]
+    right = middles - middles[some][:, None]
+    slopes = (feet - feet[some][:, None])[right > 0] / right[right > 0]
+    beside = right[right > 0] / height
+    slopes = slopes[(beside > NEAREST) & (beside < FARTHEST) & (np.abs(slopes) < STEEPEST_LINE)]
+    slope = float(np.median(slopes)) if slopes.size else 0.0
+    return slope if abs(slope) > LEAST_SLOPE else 0.0
+
+
+def shared_rows(level: NDArray[np.float64], lines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much a part shares its rows, top and bottom [2], with lines', [N, 2], as a share of the lower: [N]."""
     top, bottom = lines.T
-    shared = np.minimum(bottom, box.bottom) - np.maximum(top, box.top)
-    return np.asarray(shared / np.maximum(1, np.minimum(bottom - top, box.height)))
+    shared = np.minimum(bottom, level[1]) - np.maximum(top, level[0])
+    return np.asarray(shared / np.maximum(1, np.minimum(bottom - top, level[1] - level[0])))
 
 
 def distances(one: Box, others: NDArray[np.int64]) -> NDArray[np.int64]:
