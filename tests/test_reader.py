@@ -541,7 +541,10 @@ def test_what_covers_the_picture_is_no_sheet_on_a_table() -> None:
     boxes = np.ones((82, 467), np.float32)
     for left in range(85, 467, 96):
         boxes[:, left : left + 8] = 0.3
-    for picture in (page, 1 - page, page * light, page[8:-8, 15:90], boxes):
+    line = to_grey(write(["SHADOW"]))[:96]
+    down = np.linspace(-15, 15, len(line), dtype=np.float32)[:, None]
+    shaded = (0.9 * line * (1 - 0.5 / (1 + np.exp(-down)))).astype(np.float32)  # its edge falls on the letters
+    for picture in (page, 1 - page, page * light, page[8:-8, 15:90], boxes, shaded):
         assert without_background(picture) is None
     assert find_lines(bar).lines  # white on black: a sheet without a text, or a character
 

@@ -6,7 +6,7 @@ from scipy.spatial import ConvexHull
 
 from glyphs.arrays import Floats, Mask
 from glyphs.pictures.glyph import rescale, resize
-from glyphs.pictures.morphology import closing
+from glyphs.pictures.morphology import closing, components_of, dilate
 
 SHORT_SIDE = 120  # pixels: the shorter side at which a sheet shows, and its strokes still do
 EVEN = 0.06  # of the brightness: paper changes by less from pixel to pixel, in whatever light, but for ink
@@ -16,6 +16,8 @@ LEAST_SOLID = 0.9  # of the sheet's convex hull that it fills
 CORNERS, LEAST_AROUND = 2, 0.03  # so many of the picture's corners lie beyond it, in so large a part of the picture
 AROUND_DARKER, AROUND_SHARE = 0.1, 0.8  # what is around is darker by this: such a share of it, and of what is close by
 OFF_EDGE = 5  # pixels: how far off the sheet's edge that is
+STROKE = 0.15  # of the paper's brightness: a stroke is darker by that
+CROSSING, MOST_CROSSING = 2, 1  # pixels on either side of the edge that a stroke crosses; so many may do by chance
 ENDS = ([0, 0, -1, -1], [0, -1, 0, -1])  # the picture's corners
 
 
@@ -75,4 +77,14 @@ def is_sheet(small: Floats, part: Mask) -> bool:
     darker = small < (1 - AROUND_DARKER) * small[tuple(nearest)]
     edge = (away > OFF_EDGE - 1) & (away <= OFF_EDGE)
     # Beyond the sides of a form's box there is paper again.
-    return all(beyond.any() and darker[beyond].mean() >= AROUND_SHARE for beyond in (edge, ~part))
+    if not all(beyond.any() and darker[beyond].mean() >= AROUND_SHARE for beyond in (edge, ~part)):
+        return False
+    return crossings(small, part) <= MOST_CROSSING
+
+
+def crossings(small: Floats, part: Mask) -> int:
+    """How many strokes go on beyond a part of a picture: they do where it ends at a shadow that falls on text."""
+    paper = ndimage.grey_closing(small, size=(BROADEST, BROADEST))
+    strokes = components_of(paper - small > STROKE * paper).labels
+    inside, around = ndimage.binary_erosion(part, iterations=CROSSING), ~dilate(part, *(2 * CROSSING + 1,) * 2)
+    return len(np.setdiff1d(np.intersect1d(strokes[inside], strokes[around]), 0))
