@@ -327,6 +327,19 @@ def test_what_lies_beyond_the_rules_of_a_box_is_not_in_it() -> None:
     np.testing.assert_allclose(boxes[1], boxes[0], atol=2)
 
 
+def test_lines_to_write_on_that_are_much_shorter_than_the_page_are_taken_away(predictor: GlyphPredictor) -> None:
+    texts = ["2345", "KRTH", "9876", "MNAB", "4736", "FERN"]
+    written = write(texts)
+    page = Image.new("L", (900, written.height), 255)
+    page.paste(written)
+    shown = np.asarray(page) < 128
+    pen = ImageDraw.Draw(page)
+    for top in range(20, written.height - 20, 96):
+        foot = top + int(np.flatnonzero(shown[top : top + 96].any(axis=1))[-1])
+        pen.rectangle((10, foot + 1, 250, foot + 2), fill=0)  # the letters stand on it
+    assert predictor.read(page).text == "\n".join(texts)
+
+
 def test_an_underline_is_no_character(predictor: GlyphPredictor) -> None:
     page = write(["TEST 2345"])
     ImageDraw.Draw(page).line((30, 95, 150, 95), fill=0, width=4)

@@ -44,6 +44,7 @@ SLIVER = 0.08  # of a character's size: what lies along the edge and is no wider
 
 # Rules; lengths are shares of the picture's width or height
 RULE, RULE_SEGMENT = 0.3, 0.05  # a rule is so long, and straight over each such part of it
+SHORT_RULE, RULE_HEIGHTS = 0.15, 5  # likewise, where it is so many times as long as the ink is usually high
 WALL_SLOPE, LONE_SLOPE = 0.15, 0.08  # of the height of a box's side: how wide it may be, and where it is the only one
 PAIR = 0.4  # of it: by how much the ends of two sides of a box differ
 # Where so many were not found, thick ones are looked for; they are straight over, and not as wide as, such shares of it
@@ -280,7 +281,7 @@ def remove_rules(ink: Floats, floor: float, parts: Components) -> tuple[Mask, Ma
     across, walls : bool [H, W], the rules, and the upright sides of boxes.
     """
     mask, faint = ink > floor, parts.labels > 0
-    across = find_rules(faint) | find_frames(parts)
+    across = find_rules(parts) | find_frames(parts)
     if not across.any():
         return mask, across, across
     walls = find_walls(faint, across)
@@ -392,8 +393,9 @@ def thickness(rules: Mask, axis: int) -> int:
     return int(np.median(lengths)) if lengths.size else 0
 
 
-def find_rules(mask: Mask) -> Mask:
+def find_rules(ink: Components) -> Mask:
     """The long lines across a page, bool [H, W]: straight pieces that join to something long and flat."""
+    mask = ink.labels > 0
     height, width = mask.shape
     segment = max(12, round(RULE_SEGMENT * width))
     straight = opening(mask, 1, segment)
@@ -402,7 +404,10 @@ def find_rules(mask: Mask) -> Mask:
     thin = mask & ~opening(mask, thick, 1)
     straight |= opening(dilate(thin, 3, 1), 1, segment) & thin
     parts = components_of(dilate(straight, 3, 5))
-    long = max(RULE * width, 0.6 * min(height, width))
+    # On a page of small writing lines to write on are shorter than rules of the page.
+    heights = np.array([rows.stop - rows.start for rows, _ in ink.places])
+    usual = float(np.median(np.repeat(heights, heights))) if len(heights) else 0.0
+    long = min(max(RULE * width, 0.6 * min(height, width)), max(SHORT_RULE * width, RULE_HEIGHTS * usual))
     kept = []
     for number, (rows, columns) in enumerate(parts.places, start=1):
         span = columns.stop - columns.start
