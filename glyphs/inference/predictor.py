@@ -154,7 +154,7 @@ class GlyphPredictor:
             own.alphabet = frozenset(alphabet)
             own.columns = [own.columns[column] for column in chosen]
             own.class_names = [own.class_names[column] for column in chosen]
-            own.frequencies = own.frequencies[chosen]
+            own.small_frequencies, own.frequencies = own.small_frequencies[chosen], own.frequencies[chosen]
         if min_confidence is not None:
             own.min_confidence = min_confidence
         if words is not None and pattern is not None:
