@@ -480,6 +480,25 @@ def test_a_letter_at_the_edge_is_text_and_a_sliver_is_not() -> None:
     assert len(boxes) == 9
 
 
+@pytest.mark.parametrize("gap", [0, 8])
+@pytest.mark.parametrize("angle", [-8, 4])
+def test_boxes_that_are_not_level_are_turned_and_answers_are_where_they_stand(
+    predictor: GlyphPredictor, angle: int, gap: int
+) -> None:
+    text = "27436825"
+    picture = comb(text, gap).rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=255)
+    reading = predictor.read(picture)
+    assert reading.text == text
+    assert reading.size == picture.size
+    turn = np.radians(-angle)
+    for place, character in enumerate(reading.lines[0].words[0].characters):
+        x, y = 50 + (60 + gap) * place - ((60 + gap) * len(text) + 40) / 2, 0
+        left, top, right, bottom = character.box
+        middle = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
+        assert (left + right) / 2 - picture.width / 2 == pytest.approx(middle[0], abs=6)
+        assert (top + bottom) / 2 - picture.height / 2 == pytest.approx(middle[1], abs=6)
+
+
 @pytest.mark.parametrize("gap", [6, 20])
 def test_boxes_that_stand_apart_are_taken_away(predictor: GlyphPredictor, gap: int) -> None:
     page = comb("BK4736", gap)

@@ -293,24 +293,23 @@ class GlyphPredictor:
         automaton = automaton or self.automaton
         if isinstance(page, PictureError):
             return Reading(file, "failed", error=valid_utf8(str(page)))
-        size = (round(page.ink.shape[1] / page.zoom), round(page.ink.shape[0] / page.zoom))
         if page.joined:
-            return Reading(file, "joined_script", size=size)
+            return Reading(file, "joined_script", size=page.size)
         try:
             with explain_fault(file or "the picture"):
                 lines = read_page(page, self.probabilities, self.class_names, self.alphabet, automaton, top_k)
         except PictureError as error:
             return Reading(file, "failed", error=str(error))
         if lines is None:
-            return Reading(file, "joined_script", size=size)
+            return Reading(file, "joined_script", size=page.size)
         if not lines:
-            return Reading(file, "no_glyph", size=size, grid=page.grid)
+            return Reading(file, "no_glyph", size=page.size, grid=page.grid)
         characters = [character for line in lines for word in line.words for character in word.characters]
         confidence = min((c.probability for c in characters if c.probability is not None), default=None)
         uncertain = confidence is not None and confidence < self.min_confidence
         if automaton is not None and not automaton.lexicon:
             uncertain = uncertain or not all(automaton.accepts(line.text) for line in lines)
-        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines, size=size, grid=page.grid)
+        return Reading(file, "uncertain" if uncertain else "ok", confidence, lines, size=page.size, grid=page.grid)
 
     def probabilities(self, images: Bytes) -> Probabilities:
         """Those of the alphabet's classes, float64 [N, C], for images of uint8 [N, 1, 28, 28], batch by batch."""

@@ -31,7 +31,7 @@ from glyphs.inference.lattice import (
 )
 from glyphs.inference.networks import Network
 from glyphs.inference.rows import DECIMALS, Candidate, Character, TextLine, Word
-from glyphs.pictures.page import Box, Line, Page, Piece
+from glyphs.pictures.page import Line, Page, Piece
 
 # Joined script: so many characters for each connected part of the ink, and so many more characters than parts.  Of
 # the development pictures of separate letters none has more than 1.03 for each.
@@ -305,7 +305,7 @@ def make_word(page: Page, group: Sequence[Choice], letters: Sequence[str], names
     columns = {name: column for column, name in enumerate(names)}
     characters = []
     for choice, name in zip(group, letters, strict=True):
-        box = tuple(round(value / page.zoom) for value in shown(choice.piece.box))
+        box = page.in_picture(choice.piece.box)
         cell = None
         if page.grid is not None and choice.piece.cell is not None:
             row, column = divmod(choice.piece.cell, page.grid[1])
@@ -321,11 +321,6 @@ def make_word(page: Page, group: Sequence[Choice], letters: Sequence[str], names
         probability = round(float(choice.probabilities[places].sum()), DECIMALS)
         characters.append(Character(name, probability, box, ranked, cell))
     return Word("".join(letters), around([character.box for character in characters]), tuple(characters))
-
-
-def shown(box: Box) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom, as Pillow has it."""
-    return box.left, box.top, box.right, box.bottom
 
 
 def around(boxes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

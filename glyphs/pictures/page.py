@@ -23,6 +23,7 @@ from glyphs.pictures.background import without_background
 from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid
 from glyphs.pictures.morphology import Components, closing, components_of, dilate, framed, opening, run_lengths, windows
+from glyphs.pictures.tilt import find_tilt, level, turned
 
 # Working sizes, in pixels
 SMALL_SIDE, LARGE_SIDE, MOST_ZOOM = 100, 800, 4  # a picture below both sides is enlarged towards them, so much at most
@@ -152,6 +153,8 @@ class Page:
     lines : in reading order.
     joined : whether most of it is joined script.
     grid : rows and columns of the grid that it shows, whose cells are its pieces' cells; None where it shows none.
+    tilt : the slope that its rules had before it was turned.
+    untilted : its height and width before that, in pixels of the page; None where it was not turned.
     """
 
     ink: Floats
@@ -160,6 +163,24 @@ class Page:
     lines: list[Line]
     joined: bool
     grid: tuple[int, int] | None = None
+    tilt: float = 0.0
+    untilted: tuple[float, float] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture."""
+        height, width = self.untilted or self.ink.shape
+        return round(width / self.zoom), round(height / self.zoom)
+
+    def in_picture(self, box: Box) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a box, in pixels of the picture."""
+        corners = np.array([[y, x] for y in (box.top, box.bottom) for x in (box.left, box.right)], float)
+        if self.untilted is not None:
+            matrix, _ = turned(self.untilted, self.tilt)
+            corners = (corners - np.array(self.ink.shape) / 2) @ matrix.T + np.array(self.untilted) / 2
+            corners = np.clip(corners, 0, self.untilted)
+        (top, left), (bottom, right) = corners.min(axis=0) / self.zoom, corners.max(axis=0) / self.zoom
+        return round(left), round(top), round(right), round(bottom)
 
 
 class Frame(NamedTuple):
@@ -187,8 +208,8 @@ def find_lines(grey: Floats) -> Page:
     return lines_on_paper(grey)
 
 
-def lines_on_paper(grey: Floats) -> Page:
-    """As find_lines, of a picture that shows paper from edge to edge."""
+def lines_on_paper(grey: Floats, is_level: bool = False) -> Page:
+    """As find_lines, of a picture that shows paper from edge to edge; `is_level`, it was turned already."""
     height, width = grey.shape
     zoom = max(SMALL_SIDE / min(height, width), LARGE_SIDE / max(height, width))
     zoom = min(max(1, math.ceil(zoom)), MOST_ZOOM)
@@ -203,6 +224,10 @@ def lines_on_paper(grey: Floats) -> Page:
     if grid is not None and cells is not None:
         ink, lines = cells
         return Page(ink, floor, zoom, lines, False, grid.shape)
+    if squares is None and not is_level and (tilt := find_tilt(faint)):
+        page = lines_on_paper(level(grey, tilt), is_level=True)
+        page.tilt, page.untilted = tilt, (height * page.zoom, width * page.zoom)
+        return page
     mask, across, walls = remove_rules(ink, floor, faint) if squares is None else remove_squares(ink, floor, squares)
     if across.any() and not walls.any():
         # With their soft edges, which would be drawn around what stands on them.
