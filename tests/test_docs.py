@@ -85,7 +85,7 @@ def test_every_command_parses(document: Path) -> None:
             PARSERS[script]().parse_args(arguments)
         elif script.startswith("benchmarks/"):
             assert set(re.findall(FLAG, " ".join(arguments))) <= benchmark_flags(), command
-        elif script.startswith("samples/"):
+        elif script.startswith(("samples/", "recipes/")):
             assert (ROOT / script).exists(), command
         else:
             assert script == "-c", command

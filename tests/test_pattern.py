@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import inference
 from glyphs.errors import ConfigError
 from glyphs.inference.automaton import MOST_STATES, Automaton, pattern_automaton, word_automaton
-from glyphs.inference.lattice import matching_path
+from glyphs.inference.lattice import Known, matching_path
 from glyphs.inference.predictor import GlyphPredictor
 from glyphs.inference.reader import read_page
 from glyphs.pictures.page import Box, Line, Page, Piece
@@ -100,7 +100,8 @@ def text_of(
     gaps: tuple[float, ...] | None = None,
 ) -> str | None:
     """The labels of the best path, for pieces with these probabilities, by the left edge of the candidate's box."""
-    known = {(place, place + 1): (each, np.array(table[place])) for place, each in enumerate(pieces) if place in table}
+    places = [place for place in range(len(pieces)) if place in table]
+    known = {(place, place + 1): Known(pieces[place], np.array(table[place]), 0.0) for place in places}
     automaton = pattern_automaton(pattern) if isinstance(pattern, str) else pattern
     found = matching_path(
         Line(pieces, 20), known, np.eye(len(names)), names, automaton, gaps or (0.2,) * (len(pieces) - 1)
@@ -157,10 +158,10 @@ def test_listed_words_decide_how_pieces_are_joined() -> None:
     rows = {"R": [0.1, 0.8, 0.05, 0.05], "N": [0.1, 0.05, 0.8, 0.05], "D": [0.01, 0.01, 0.01, 0.97]}
     both = Piece(Box(0, 0, 20, 16), np.ones((20, 16), bool), 1)
     known = {
-        (0, 1): (cut[0], np.array(rows["R"])),
-        (1, 2): (cut[1], np.array(rows["N"])),
-        (2, 3): (cut[2], np.array(rows["D"])),
-        (0, 2): (both, np.array([0.3, 0.3, 0.3, 0.1])),
+        (0, 1): Known(cut[0], np.array(rows["R"]), 0.0),
+        (1, 2): Known(cut[1], np.array(rows["N"]), 0.0),
+        (2, 3): Known(cut[2], np.array(rows["D"]), 0.0),
+        (0, 2): Known(both, np.array([0.3, 0.3, 0.3, 0.1]), 0.0),
     }
     for words, lengths in ((["md", "rn"], [2]), (["md", "rnd"], [3]), (["md", "rnd d"], [2])):
         automaton = word_automaton(words, names)

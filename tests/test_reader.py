@@ -83,10 +83,11 @@ def test_the_network_sees_only_what_can_be_on_the_best_path() -> None:
 
     alike = np.eye(5)
     lazy = [lattice_of(line) for line in page.lines]
-    paths = likeliest_paths(page, lazy, network, alike)
+    paths = likeliest_paths(page, lazy, network, alike, judge_cuts=True)
     few = sum(seen)
     whole = [lattice_of(line) for line in page.lines]
-    score_candidates(page, [(lattice, span) for lattice in whole for span in lattice.scores], network, alike)
+    every = [(lattice, span) for lattice in whole for span in lattice.scores]
+    score_candidates(page, every, network, alike, judge_cuts=True)
     assert paths == [best_path(lattice) for lattice in whole]
     assert few == sum(len(lattice.known) for lattice in lazy) < sum(len(lattice.known) for lattice in whole)
     assert any(stop - start > 1 for path in paths for start, stop in path)

@@ -4,18 +4,20 @@ The costs weigh the network's probabilities against how a run of pieces looks.  
 that an automaton knows (see glyphs.inference.automaton).
 """
 
+import functools
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glyphs.arrays import Bytes, Floats, Probabilities
+from glyphs.arrays import Bytes, Floats, Mask, Probabilities
 from glyphs.inference.automaton import Automaton
+from glyphs.inference.cuts import character_odds, draw_candidate, draw_line
 from glyphs.inference.networks import Network
 from glyphs.pictures.glyph import draw_ink
 from glyphs.pictures.morphology import framed
@@ -29,6 +31,7 @@ CUT_COST = 1.5  # of each cut through connected ink
 JOIN_COST, JOIN_GAP_COST = 0.8, 8.0  # of joining separate parts, and for each height of paper between them
 MARK_COST = 1.0  # of a full stop, a comma, a dash
 OTHER_MARK_COST = 2.0  # more: of a mark that is another than its shape says, or that is dirt where a pattern has none
+WRONG_CUT = 0.5  # times the logarithm of the probability that a candidate was cut rightly, for each of its pieces
 SPACE_COST = 8.0  # of a space where there is no paper, and of none where it is twice as wide as the least space
 BEAM = 2000  # states of an automaton that are followed from a place of the line: all of a pattern's
 LEAST_PROBABILITY = 1e-4  # no character is thought to be less probable: the network is overconfident
@@ -59,8 +62,15 @@ class Choice(NamedTuple):
     either_case: bool = False
 
 
+class Known(NamedTuple):
+    """What the networks say of a candidate: its pieces as one, float [C], and what it costs that it may be none."""
+
+    piece: Piece
+    probabilities: Probabilities
+    cost: float
+
+
 Span = tuple[int, int]  # which of a line's pieces make a candidate: from which on, and up to which
-Known = dict[Span, tuple[Piece, Probabilities]]
 
 
 @dataclass
@@ -72,13 +82,18 @@ class Lattice:
     line : the line.
     scores : how well each makes one character, a logarithm; of one that the network has not seen, the most it can be.
     marks : those that are a full stop, a comma or a dash, which the network does not know.
-    known : those that the network has seen, as one piece each, with its probabilities, float [C].
+    known : those that the network has seen.
     """
 
     line: Line
     scores: dict[Span, float]
     marks: set[Span]
-    known: Known
+    known: dict[Span, Known]
+
+    @functools.cached_property
+    def ink(self) -> tuple[Box, Mask]:
+        """The line's ink, as `draw_line` gives it."""
+        return draw_line(self.line)
 
     def has_seen(self, span: Span) -> bool:
         """Whether there is nothing left to learn of a candidate."""
@@ -132,7 +147,7 @@ def lattice_of(line: Line) -> Lattice:
 
 
 def likeliest_paths(
-    page: Page, lattices: Sequence[Lattice], network: Network, alike: NDArray[np.float64]
+    page: Page, lattices: Sequence[Lattice], network: Network, alike: NDArray[np.float64], *, judge_cuts: bool
 ) -> list[list[Span]]:
     """The likeliest way to read each line, of which the network sees no more than it takes to be sure of that.
 
@@ -153,24 +168,43 @@ def likeliest_paths(
             if new := [(lattice, span) for span in paths[number] if not lattice.has_seen(span)]:
                 unseen += new
                 still_open.append(number)
-        score_candidates(page, unseen, network, alike)
+        score_candidates(page, unseen, network, alike, judge_cuts=judge_cuts)
         open_lines = still_open
     return paths
 
 
 def score_candidates(
-    page: Page, candidates: Sequence[tuple[Lattice, Span]], network: Network, alike: NDArray[np.float64]
+    page: Page,
+    candidates: Sequence[tuple[Lattice, Span]],
+    network: Network,
+    alike: NDArray[np.float64],
+    *,
+    judge_cuts: bool,
 ) -> None:
-    """Let the network see candidates, in one batch, and score them."""
+    """Let the network see candidates, in one batch, and score them.
+
+    `judge_cuts`: whether that of cuts sees them, too; it knows Latin letters and digits.
+    """
     if not candidates:
         return
     pieces = [lattice.piece(span) for lattice, span in candidates]
     seen = network(np.stack([draw_piece(page, piece) for piece in pieces])[:, None])
     best = (seen @ alike).max(axis=1).tolist()
-    for (lattice, span), piece, probabilities, probability in zip(candidates, pieces, seen, best, strict=True):
-        lattice.known[span] = (piece, probabilities)
+    costs = cut_costs(candidates, pieces) if judge_cuts else [0.0] * len(pieces)
+    for (lattice, span), piece, probabilities, probability, cost in zip(
+        candidates, pieces, seen, best, costs, strict=True
+    ):
+        lattice.known[span] = Known(piece, probabilities, cost)
         # Counted once for each piece, so that ways of few characters are not favoured for that.
-        lattice.scores[span] += (span[1] - span[0]) * math.log(max(probability, LEAST_PROBABILITY))
+        lattice.scores[span] += (span[1] - span[0]) * (math.log(max(probability, LEAST_PROBABILITY)) - cost)
+
+
+def cut_costs(candidates: Sequence[tuple[Lattice, Span]], pieces: Sequence[Piece]) -> list[float]:
+    """What it costs candidates, whose pieces are given as one each, that they may be no characters."""
+    places = zip(candidates, pieces, strict=True)
+    views = [draw_candidate(piece, lattice.line.height, *lattice.ink) for (lattice, _), piece in places]
+    costs: list[float] = (WRONG_CUT * np.logaddexp(0, -character_odds(np.stack(views)))).tolist()
+    return costs
 
 
 def draw_piece(page: Page, piece: Piece) -> Bytes:
@@ -203,8 +237,12 @@ def best_path(lattice: Lattice) -> list[Span]:
     return path[::-1]
 
 
-def choice_of(line: Line, known: Known, start: int, stop: int, only: frozenset[str] | None = None) -> Choice:
-    piece, probabilities = known.get((start, stop), (line.pieces[start], None))
+def choice_of(
+    line: Line, known: Mapping[Span, Known], start: int, stop: int, only: frozenset[str] | None = None
+) -> Choice:
+    if (start, stop) not in known:
+        return Choice(line.pieces[start], None, only)
+    piece, probabilities, _ = known[start, stop]
     return Choice(piece, probabilities, only)
 
 
@@ -249,7 +287,7 @@ class Arrivals(NamedTuple):
 
 def matching_path(
     line: Line,
-    known: Known,
+    known: Mapping[Span, Known],
     alike: NDArray[np.float64],
     names: Sequence[str],
     automaton: Automaton,
@@ -290,10 +328,10 @@ def matching_path(
         index, states, scores, spaced = index[order], states[order], scores[order], spaced[order]
         for stop in range(start + 1, min(start + MOST_PIECES, len(line.pieces)) + 1):
             if (start, stop) in known:
-                piece, probabilities = known[start, stop]
+                piece, probabilities, cost = known[start, stop]
                 best = np.where(fits, share(probabilities, alike), 0).max(axis=1)
                 best = np.where(fits.any(axis=1), np.maximum(best, LEAST_PROBABILITY), 1 / len(names))
-                emission = (stop - start) * np.log(best) - shape_cost(line, start, stop, piece.box)
+                emission = (stop - start) * (np.log(best) - cost) - shape_cost(line, start, stop, piece.box)
                 emission[~signs & ~fits.any(axis=1)] = -np.inf
             elif stop == start + 1:
                 told = mark_of(line.pieces[start], line)

@@ -293,8 +293,6 @@ class GlyphPredictor:
         automaton = automaton or self.automaton
         if isinstance(page, PictureError):
             return Reading(file, "failed", error=valid_utf8(str(page)))
-        if page.joined:
-            return Reading(file, "joined_script", size=page.size)
         try:
             with explain_fault(file or "the picture"):
                 lines = read_page(page, self.probabilities, self.class_names, self.alphabet, automaton, top_k)

@@ -7,6 +7,7 @@ L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document re
 """
 
 import itertools
+import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from glyphs.pictures.page import Line, Page, Piece
 # Joined script: so many characters for each connected part of the ink, and so many more characters than parts.  Of
 # the development pictures of separate letters none has more than 1.03 for each.
 JOINED, JOINED_LEAST = 1.2, 4
+# Separate letters that touch hang together as well, but fewer of them, and at least half of them look well cut.
+SCRIPT, BADLY_CUT = 2.5, 0.15
 
 # Spaces and sizes; lengths are in heights of the line
 SPACE = 0.55  # paper beyond the usual gap that makes a space
@@ -46,6 +49,7 @@ CHANGE_COST = 2.5
 # A page is one of digits where letters would make a character likelier by less than this, in the mean.  Sudokus and
 # pages of numbers lost up to 0.9; a letter that looks like a digit loses 1.2, others more.
 PAGE_LOSS, WORD_LOSS, LONG = 1.0, 0.8, 3  # and a word of at least so many characters where it is less than that
+LATIN = frozenset(string.digits + string.ascii_letters)  # what the network of cuts has seen
 NEVER = -1e9  # the logarithm of a probability
 CAPITALS = 2  # times as many letters in the boxes of a form as look like small ones look like capitals: all are
 CAPITAL_COST = 0.7  # of a change from a capital to a small letter, as after a name's first
@@ -73,6 +77,7 @@ def read_page(
     automaton : what each line can hold; a line that cannot hold such a text has what was read without it.
     """
     lattices = [lattice_of(line) for line in page.lines]
+    latin = LATIN.issuperset(names)
     if all(len(lattice.marks) == len(lattice.scores) for lattice in lattices):
         return ()
     alike = np.eye(len(names))
@@ -81,16 +86,20 @@ def read_page(
         alike[np.ix_(places, places)] = 1
     if automaton is not None:  # any candidate may be part of a text that it knows
         every = [(lattice, span) for lattice in lattices for span in lattice.scores if not lattice.has_seen(span)]
-        score_candidates(page, every, network, alike)
-    paths = []
-    for lattice, spans in zip(lattices, likeliest_paths(page, lattices, network, alike), strict=True):
+        score_candidates(page, every, network, alike, judge_cuts=latin)
+    paths, costs = [], []
+    free_paths = likeliest_paths(page, lattices, network, alike, judge_cuts=latin)
+    for lattice, spans in zip(lattices, free_paths, strict=True):
         line, known = lattice.line, lattice.known
+        costs += [known[span].cost for span in spans if span in known]
         free = [choice_of(line, known, *span) for span in spans]
         matching = matching_path(line, known, alike, names, automaton, widths(line, free)) if automaton else None
         paths.append(split_words(free, line.height) if matching is None else matching)
     characters = sum(len(group) for groups in paths for group in groups)
     parts = sum(len({piece.part for piece in line.pieces}) for line in page.lines)
-    if characters > JOINED * parts and characters - parts >= JOINED_LEAST:
+    hangs_together = page.joined or (characters > JOINED * parts and characters - parts >= JOINED_LEAST)
+    well_cut = latin and costs and np.median(costs) < BADLY_CUT
+    if hangs_together and (characters > SCRIPT * parts or not well_cut):
         return None
     everything = [choice for groups in paths for group in groups for choice in group]
     number_page = holds_digits_only(everything, names, alike, PAGE_LOSS)
