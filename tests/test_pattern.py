@@ -170,6 +170,24 @@ def test_listed_words_decide_how_pieces_are_joined() -> None:
         assert [len(group) for group in found] == lengths
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_how_finely_ink_was_cut_is_no_reason_for_another_word(count: int) -> None:
+    """What looks like an R is the B of a listed word rather than a word of its own, of one piece as of five."""
+    cut = [Piece(Box(0, left, 20, left + 10 // count), np.ones((20, 10 // count), bool), 1) for left in range(count)]
+    pieces, names = [*cut, piece(14, 24)], "RBL"
+    known = {
+        (0, count): Known(piece(0, 10), np.array([0.87, 0.1, 0.03]), 0.0),
+        (count, count + 1): Known(pieces[-1], np.array([0.01, 0.01, 0.98]), 0.0),
+    }
+    known |= {(place, place + 1): Known(each, np.full(3, 1e-4), 0.0) for place, each in enumerate(cut) if count > 1}
+    gaps = [0.0] * (count - 1) + [0.5]
+    for words, lengths in ((["bl", "r", "l"], [2]), (["b", "r", "l"], [1, 1])):
+        found = matching_path(Line(pieces, 20), known, np.eye(3), names, word_automaton(words, names), gaps)
+        assert found is not None
+        assert [len(group) for group in found] == lengths
+        assert found[0][0].only == frozenset("b" if lengths == [2] else "r")
+
+
 def test_words_that_are_not_listed_stay_and_so_do_marks() -> None:
     names, sure = "ABCD", 0.97
     table = {place: [sure if name == wanted else 0.01 for name in names] for place, wanted in ((0, "A"), (2, "C"))}

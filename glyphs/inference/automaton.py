@@ -20,8 +20,8 @@ from glyphs.files import valid_utf8
 
 MOST_STATES = 500  # of a pattern
 TOO_LARGE = f"it stands for more than {MOST_STATES} characters; allow fewer repetitions"
-# Logarithms, of each piece of ink of a number, and of another word that is not listed
-NUMBER_COST, OTHER_COST = 0.7, 2.0
+# Logarithms, of each character of a number, and of another word that is not listed
+NUMBER_COST, OTHER_COST = 1.0, 3.0
 LONGEST_QUOTE = 80  # of a pattern in a message
 COUNTS = re.compile(r"\{(\d*)(?:(,)(\d*))?\}")
 SHORT_COUNTS: dict[str, tuple[int, int | None]] = {"?": (0, 1), "*": (0, None), "+": (1, None)}

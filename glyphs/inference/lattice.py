@@ -32,7 +32,7 @@ JOIN_COST, JOIN_GAP_COST = 0.8, 8.0  # of joining separate parts, and for each h
 MARK_COST = 1.0  # of a full stop, a comma, a dash
 OTHER_MARK_COST = 2.0  # more: of a mark that is another than its shape says, or that is dirt where a pattern has none
 WRONG_CUT = 0.5  # times the logarithm of the probability that a candidate was cut rightly, for each of its pieces
-SPACE_COST = 8.0  # of a space where there is no paper, and of none where it is twice as wide as the least space
+SPACE_COST = 12.0  # of a space where there is no paper, and of none where it is twice as wide as the least space
 BEAM = 2000  # states of an automaton that are followed from a place of the line: all of a pattern's
 LEAST_PROBABILITY = 1e-4  # no character is thought to be less probable: the network is overconfident
 
@@ -329,9 +329,14 @@ def matching_path(
         for stop in range(start + 1, min(start + MOST_PIECES, len(line.pieces)) + 1):
             if (start, stop) in known:
                 piece, probabilities, cost = known[start, stop]
-                best = np.where(fits, share(probabilities, alike), 0).max(axis=1)
+                shared = share(probabilities, alike)
+                most = math.log(max(shared.max(), LEAST_PROBABILITY))
+                best = np.where(fits, shared, 0).max(axis=1)
                 best = np.where(fits.any(axis=1), np.maximum(best, LEAST_PROBABILITY), 1 / len(names))
-                emission = (stop - start) * (np.log(best) - cost) - shape_cost(line, start, stop, piece.box)
+                # That it is a character counts for each of its pieces, as on a free path; that it is this one, and
+                # not the likeliest, once, however finely it was cut.
+                whole = (stop - start) * (most - cost) - shape_cost(line, start, stop, piece.box)
+                emission = whole + np.log(best) - most
                 emission[~signs & ~fits.any(axis=1)] = -np.inf
             elif stop == start + 1:
                 told = mark_of(line.pieces[start], line)
@@ -342,7 +347,7 @@ def matching_path(
                 found[stop].append(Arrivals(here.states, dirt, every * 0 + start, every, every < 0, every >= 0))
             else:
                 continue  # not thought of
-            total = scores + emission[automaton.symbol[states]] - (stop - start) * automaton.costs[states]
+            total = scores + emission[automaton.symbol[states]] - automaton.costs[states]
             [possible] = np.nonzero(total > -np.inf)
             places, passed = np.full(len(possible), start), np.zeros(len(possible), bool)
             found[stop].append(
