@@ -868,11 +868,11 @@ def thin_ways(mask: Mask, narrowest: float) -> NDArray[np.int64]:
     Pattern Recognition 27 (5), 1994).
     """
     height, width = mask.shape
-    thickest = 2 * float(ndimage.distance_transform_edt(np.pad(mask, 1)).max())
+    thickest = 2 * float(ndimage.distance_transform_edt(framed(mask, (1, 1), (1, 1))).max())
     step = max(1, round(height / WAY_ROWS))
     small = mask[step // 2 :: step, step // 2 :: step].astype(np.float64)
     if len(small) % 2 == 0:
-        small = np.pad(small, ((0, 1), (0, 0)))
+        small = framed(small, (0, 1), (0, 0))
     rows, columns = small.shape
     middle = rows // 2
     # From the top and from the foot to the middle row: the ink on the cheapest way to each pixel.
@@ -880,26 +880,30 @@ def thin_ways(mask: Mask, narrowest: float) -> NDArray[np.int64]:
     crossed = np.full((2, middle + 1, columns + 2), np.inf)
     crossed[:, 0, 1:-1] = halves[:, 0]
     for row in range(1, middle + 1):
-        before = crossed[:, row - 1]
-        aslant = np.minimum(before[:, :-2], before[:, 2:]) + SIDESTEP
-        crossed[:, row, 1:-1] = halves[:, row] + np.minimum(before[:, 1:-1], aslant)
+        before, here = crossed[:, row - 1], crossed[:, row, 1:-1]
+        np.minimum(before[:, :-2], before[:, 2:], out=here)
+        here += SIDESTEP
+        np.minimum(here, before[:, 1:-1], out=here)
+        here += halves[:, row]
     ink = step * (crossed[:, middle, 1:-1].sum(axis=0) - small[middle])
     chosen: list[int] = []
     for column in np.argsort(ink, kind="stable").tolist():
         if ink[column] > THICK * thickest:
             break
-        at = step * column
-        if min(at, width - at) < narrowest or any(abs(column - other) * step < narrowest for other in chosen):
+        place = step * column
+        if min(place, width - place) < narrowest or any(abs(column - other) * step < narrowest for other in chosen):
             continue
         chosen.append(column)
     ways = np.empty((rows, len(chosen)), np.int64)
-    here = np.tile(np.array(chosen, np.int64), (2, 1))
-    ways[middle] = here[0]
+    at = np.tile(np.array(chosen, np.int64), (2, 1))
+    ways[middle] = at[0]
     moves, half = np.array([0, -1, 1]), np.arange(2)[:, None, None]
+    price = SIDESTEP * np.abs(moves)
     for row in range(middle - 1, -1, -1):
-        costs = crossed[half, row, here[:, :, None] + 1 + moves] + SIDESTEP * np.abs(moves)
-        here = here + moves[costs.argmin(axis=2)]
-        ways[row], ways[rows - 1 - row] = here
+        costs = crossed[half, row, at[:, :, None] + (1 + moves)]
+        costs += price
+        at = at + moves[costs.argmin(axis=2)]
+        ways[row], ways[rows - 1 - row] = at
     # Where two have met, they go on together: none crosses another.
     ways = step * np.sort(ways, axis=1)
     found: NDArray[np.int64] = ways[np.minimum(np.arange(height) // step, rows - 1)].T
