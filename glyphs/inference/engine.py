@@ -135,7 +135,7 @@ class Engine:
             if work:
                 self.ready.put(work)
             else:  # nothing for the network to see
-                settle([(job, list(job.predictor.answers(job.prepared, NO_SHARES, job.top_k)))])
+                settle([done(NO_PROBABILITIES)])
 
     def compute(self) -> None:
         while (work := self.ready.get()) is not None:
@@ -174,7 +174,7 @@ class Engine:
 
 
 Settled = tuple[Job, list[Answer] | Exception]
-NO_SHARES: Probabilities = np.empty((0, 0))
+NO_PROBABILITIES: Probabilities = np.empty((0, 0))
 
 
 def settle(results: Sequence[Settled]) -> None:

@@ -352,7 +352,7 @@ class GlyphPredictor:
         is the same to the last bit.
         """
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
-        probabilities: Probabilities = np.empty((0, len(self.facts["classes"])))
+        probabilities: Probabilities = np.empty((0, 0))
         if seen:
             images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
             images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
@@ -364,7 +364,7 @@ class GlyphPredictor:
     ) -> Iterator[tuple[Prediction, Bytes | None]]:
         """What these pictures show; `probabilities`, the network's, float [N, C], have a row for each with pixels."""
         small = [prepared.mnist_sized for prepared in part if prepared.pixels is not None]
-        ranked = self.rank(self.of_alphabet(probabilities, small), top_k)
+        ranked = self.rank(self.of_alphabet(probabilities, small), top_k) if small else iter(())
         for prepared in part:
             if prepared.pixels is None:
                 yield Prediction(prepared.file, prepared.status, error=prepared.error), None
