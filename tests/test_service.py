@@ -112,6 +112,15 @@ def test_rows_are_those_of_inference(service: Running, model: Path, tmp_path: Pa
         assert row | {"file": None} == other | {"file": None}
 
 
+def test_a_lone_picture_that_shows_nothing_is_answered(service: Running) -> None:
+    """The network has nothing to see, then."""
+    blank = io.BytesIO()
+    Image.new("L", (50, 50), 255).save(blank, "PNG")
+    for _ in range(3):  # on whichever thread
+        status, [row], _ = service.predict(blank.getvalue())
+        assert (status, row["status"]) == (200, "no_glyph")
+
+
 def test_one_picture_is_the_body(service: Running) -> None:
     for kind in (PNG, "application/octet-stream", "image/x-anything; q=1"):
         status, [row], _ = service.predict(png(), kind=kind)
