@@ -215,7 +215,7 @@ def measure(
             common = overlaps(made.owners, page, lattice)
             for owner, share in common.values():
                 best[owner] = max(best[owner], share)
-            views = [draw_candidate(lattice.piece(span), line.height, *lattice.ink) for span in common]
+            views = [draw_candidate(lattice.piece(span), line.height, lattice.ink) for span in common]
             judged += zip(
                 character_odds(np.stack(views)).tolist(), (share for _, share in common.values()), strict=True
             )

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.made_lines import FITTING, TOUCHING, load_characters, make_line, make_text, overlaps
 from glyphs.arrays import Bytes, Floats
-from glyphs.inference.cuts import CONV_STRIDE, VIEW_SIDE, draw_candidate, draw_line
+from glyphs.inference.cuts import CONV_STRIDE, VIEW_SIDE, draw_candidate
 from glyphs.inference.lattice import lattice_of
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.page import find_lines
@@ -41,10 +41,9 @@ def make_candidates(data_dir: Path, lines: int, seed: int) -> tuple[Bytes, Float
         page = find_lines(to_grey(made.picture))
         for line in page.lines:
             lattice = lattice_of(line)
-            box, ink = draw_line(line)
             for span, (_, common) in overlaps(made.owners, page, lattice).items():
                 if span not in lattice.marks and (common > WRONG or choice.random() < OBVIOUS):
-                    seen.append(draw_candidate(lattice.piece(span), line.height, box, ink))
+                    seen.append(draw_candidate(lattice.piece(span), line.height, lattice.ink))
                     right.append((common - WRONG) / (RIGHT - WRONG))
     return np.stack(seen), np.array(right, np.float32).clip(0, 1)
 

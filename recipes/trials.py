@@ -34,6 +34,7 @@ from glyphs.evaluation.calibration import fit_temperature
 from glyphs.model import EnhancedGlyphCNN
 from glyphs.training.checkpoint import load_model
 from glyphs.training.schedule import cosine_with_warmup
+from glyphs.training.trainer import MAX_GRADIENT_NORM
 
 FAST = Path(__file__).resolve().parent / "fast.json"
 BATCH = 128
@@ -249,15 +250,16 @@ def train(trial: Trial, data_dir: Path, epochs: int, seed: int, most: int | None
         LambdaLR(each, lambda step: cosine_with_warmup(min((step + 1) / (steps + 1), trial.constant_from), WARMUP))
         for each in optimizers
     ]
+    amounts = {"rotation": config.rotation_degree, "shear": config.affine_degree, "translate": config.translate}
     start = time.process_time()
     model.train()
     for step, rows in enumerate(orders(len(images), steps, generator)):
-        seen = augment(images[rows], generator, rotation=config.rotation_degree, shear=10, translate=config.translate)
+        seen = augment(images[rows], generator, **amounts)
         seen, wanted = trial.change((seen, targets[rows]), generator)
         loss = trial.loss(model(seen) + prior.log(), wanted)
         model.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()

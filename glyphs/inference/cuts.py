@@ -19,7 +19,7 @@ from PIL import Image
 from glyphs.arrays import Bytes, Floats, Mask
 from glyphs.errors import CheckpointError
 from glyphs.files import pretrained_folder
-from glyphs.pictures.page import Box, Line, Piece, union
+from glyphs.pictures.page import Box, Piece
 
 VIEW_SIDE = 32  # pixels of what it sees
 VIEW_HEIGHTS = 2.4  # heights of the line that these show
@@ -27,28 +27,18 @@ CONV_STRIDE = 2  # of its convolutions
 CACHE_BATCH = 64  # candidates at once: their values stay in the processor's cache
 
 
-def draw_line(line: Line) -> tuple[Box, Mask]:
-    """A line's ink: its box, and bool [height, width] of that."""
-    box = union([piece.box for piece in line.pieces])
-    ink = np.zeros((box.height, box.width), dtype=bool)
-    for piece in line.pieces:
-        top, left = piece.box.top - box.top, piece.box.left - box.left
-        ink[top : top + piece.box.height, left : left + piece.box.width] |= piece.mask
-    return box, ink
-
-
-def draw_candidate(piece: Piece, height: float, box: Box, ink: Mask) -> Bytes:
+def draw_candidate(piece: Piece, height: float, line: Piece) -> Bytes:
     """What the network sees, uint8 [2, 32, 32]: the piece's own ink, and that of its line around it.
 
     Parameters
     ----------
     height : of the line.
-    box, ink : as `draw_line` gives them.
+    line : all of its pieces as one.
     """
     own, half = piece.box, VIEW_HEIGHTS * height / 2
     y, x = (own.top + own.bottom) / 2, (own.left + own.right) / 2
     frame = Box(math.floor(y - half), math.floor(x - half), math.ceil(y + half), math.ceil(x + half))
-    seen = np.stack([inside(frame, own, piece.mask), inside(frame, box, ink)])
+    seen = np.stack([inside(frame, own, piece.mask), inside(frame, line.box, line.mask)])
     shrunk = [
         Image.fromarray(255 * layer.view(np.uint8)).resize((VIEW_SIDE, VIEW_SIDE), Image.Resampling.BOX)
         for layer in seen

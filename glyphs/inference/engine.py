@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from glyphs.arrays import Bytes, Probabilities
 from glyphs.cpus import usable_cpus
 from glyphs.inference.networks import Network
-from glyphs.inference.predictor import CHUNK, GlyphPredictor, Prepared
+from glyphs.inference.predictor import CHUNK, NO_PROBABILITIES, GlyphPredictor, Prepared
 from glyphs.inference.rows import Prediction, Reading
 
 AT_ONCE = 32  # images that a network sees at once: on one thread, each costs as little as of 128
@@ -174,7 +174,6 @@ class Engine:
 
 
 Settled = tuple[Job, list[Answer] | Exception]
-NO_PROBABILITIES: Probabilities = np.empty((0, 0))
 
 
 def settle(results: Sequence[Settled]) -> None:

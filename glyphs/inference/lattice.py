@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glyphs.arrays import Bytes, Floats, Mask, Probabilities
+from glyphs.arrays import Bytes, Floats, Probabilities
 from glyphs.inference.automaton import Automaton
-from glyphs.inference.cuts import character_odds, draw_candidate, draw_line
+from glyphs.inference.cuts import character_odds, draw_candidate
 from glyphs.inference.networks import Network
 from glyphs.pictures.glyph import draw_ink
 from glyphs.pictures.morphology import framed
@@ -91,9 +91,9 @@ class Lattice:
     known: dict[Span, Known]
 
     @functools.cached_property
-    def ink(self) -> tuple[Box, Mask]:
-        """The line's ink, as `draw_line` gives it."""
-        return draw_line(self.line)
+    def ink(self) -> Piece:
+        """All of the line's pieces as one."""
+        return merge(self.line.pieces)
 
     def has_seen(self, span: Span) -> bool:
         """Whether there is nothing left to learn of a candidate."""
@@ -202,7 +202,7 @@ def score_candidates(
 def cut_costs(candidates: Sequence[tuple[Lattice, Span]], pieces: Sequence[Piece]) -> list[float]:
     """What it costs candidates, whose pieces are given as one each, that they may be no characters."""
     places = zip(candidates, pieces, strict=True)
-    views = [draw_candidate(piece, lattice.line.height, *lattice.ink) for (lattice, _), piece in places]
+    views = [draw_candidate(piece, lattice.line.height, lattice.ink) for (lattice, _), piece in places]
     costs: list[float] = (WRONG_CUT * np.logaddexp(0, -character_odds(np.stack(views)))).tolist()
     return costs
 

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
 CHUNK = 8  # pictures that a thread prepares before it takes others
-TWO_LIMITS = "words and pattern both say what a text can hold: give one of them"
+NO_PROBABILITIES: Probabilities = np.empty((0, 0))  # of no pictures
 
 
 class Prepared(NamedTuple):
@@ -114,13 +114,7 @@ class GlyphPredictor:
         self.description = f"{path}: {len(names)} classes; {describe_training(facts)}"
         self.alphabet = None if alphabet is None else frozenset(alphabet)
         self.words = words
-        if words is not None and pattern is not None:
-            raise ConfigError(TWO_LIMITS)
-        self.automaton: Automaton | None = None
-        if words is not None:
-            self.automaton = word_automaton(words, names)
-        elif pattern is not None:
-            self.automaton = pattern_automaton(pattern, names)
+        self.automaton = automaton_of(words, pattern, names)
         self.columns = (
             list(range(len(names))) if self.alphabet is None else choose_columns(names, sorted(self.alphabet))
         )
@@ -157,12 +151,9 @@ class GlyphPredictor:
             own.small_frequencies, own.frequencies = own.small_frequencies[chosen], own.frequencies[chosen]
         if min_confidence is not None:
             own.min_confidence = min_confidence
-        if words is not None and pattern is not None:
-            raise ConfigError(TWO_LIMITS)
         if words is not None:
-            own.words, own.automaton = words, word_automaton(words, own.class_names)
-        elif pattern is not None:
-            own.automaton = pattern_automaton(pattern, own.class_names)
+            own.words = words
+        own.automaton = automaton_of(words, pattern, own.class_names) or own.automaton
         return own
 
     def predict(self, image: Source, top_k: int = 5) -> Prediction:
@@ -352,7 +343,7 @@ class GlyphPredictor:
         is the same to the last bit.
         """
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
-        probabilities: Probabilities = np.empty((0, 0))
+        probabilities = NO_PROBABILITIES
         if seen:
             images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
             images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
@@ -400,6 +391,15 @@ def work_ahead(work: Callable[..., Result], pictures: Iterable[tuple[Any, ...]])
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def automaton_of(words: Sequence[str] | None, pattern: str | None, names: Sequence[str]) -> Automaton | None:
+    """What a text can hold; None for anything.  Raises ConfigError where both say it, or the pattern is none."""
+    if words is not None and pattern is not None:
+        raise ConfigError("words and pattern both say what a text can hold: give one of them")
+    if words is not None:
+        return word_automaton(words, names)
+    return None if pattern is None else pattern_automaton(pattern, names)
 
 
 def name_of(image: Source) -> str | None:

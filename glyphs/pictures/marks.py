@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from glyphs.arrays import Floats, Mask, Points
 from glyphs.pictures.glyph import rescale
+from glyphs.pictures.morphology import components_of
 from glyphs.pictures.page import page_ink
 
 MODULES = 7  # a mark's side; its ring is one thick, or two, and what it encloses is three wide
@@ -65,14 +66,14 @@ def find_marks(grey: Floats) -> Points | None:
     scale = min(1.0, LONGER_SIDE / max(grey.shape))
     ink, floor = page_ink(rescale(grey, scale))
     mask = ink > floor
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    parts = components_of(mask)
     shorter = min(mask.shape)
     kinds: tuple[list[Mark], list[Mark]] = ([], [])
-    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+    for number, place in enumerate(parts.places, start=1):
         sides = [line.stop - line.start for line in place]
         if min(sides) < max(SMALLEST * shorter, MODULES) or max(sides) > min(LARGEST * shorter, 2 * min(sides)):
             continue
-        known = examine(labels[place] == number, mask[place])
+        known = examine(parts.labels[place] == number, mask[place])
         if known is not None:
             is_first, (y, x), area = known
             kinds[not is_first].append(Mark((place[1].start + x, place[0].start + y), area))
