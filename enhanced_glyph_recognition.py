@@ -13,19 +13,19 @@ from typing import Any
 
 from glyphs.commands.settings import import_public
 from glyphs.commands.train_arguments import parse
-from glyphs.process import run
+from glyphs.core.process import run
 
 # `from enhanced_glyph_recognition import Trainer` and the like, each imported when it is first asked for (PEP 562).
 PUBLIC_NAMES = {
-    "DepthwiseSeparableConv": "glyphs.model",
+    "DepthwiseSeparableConv": "glyphs.models.network",
     "EarlyStopping": "glyphs.training.early_stopping",
-    "EnhancedGlyphCNN": "glyphs.model",
+    "EnhancedGlyphCNN": "glyphs.models.network",
     "Evaluator": "glyphs.evaluation.evaluator",
     "LRFinder": "glyphs.training.lr_finder",
-    "ResidualBlock": "glyphs.model",
+    "ResidualBlock": "glyphs.models.network",
     "Trainer": "glyphs.training.trainer",
     "get_data_loaders": "glyphs.data.loaders",
-    "get_default_config": "glyphs.config",
+    "get_default_config": "glyphs.core.config",
 }
 
 

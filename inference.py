@@ -17,10 +17,10 @@ from typing import Any
 
 from glyphs.commands.read_arguments import parse
 from glyphs.commands.settings import import_public
-from glyphs.process import run
+from glyphs.core.process import run
 
 # `from inference import GlyphPredictor`, imported when it is first asked for (PEP 562).
-PUBLIC_NAMES = {"GlyphPredictor": "glyphs.inference.predictor", "Prediction": "glyphs.inference.rows"}
+PUBLIC_NAMES = {"GlyphPredictor": "glyphs.reading.predictor", "Prediction": "glyphs.output.rows"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 
 from glyphs.commands.model_arguments import parse
 from glyphs.commands.settings import import_public
-from glyphs.process import run
+from glyphs.core.process import run
 
 # `from model_utils import ModelAnalyzer`, imported when it is first asked for (PEP 562).
-PUBLIC_NAMES = {"ModelAnalyzer": "glyphs.analysis.analyzer", "ModelComparator": "glyphs.analysis.comparator"}
+PUBLIC_NAMES = {"ModelAnalyzer": "glyphs.evaluation.analyzer", "ModelComparator": "glyphs.evaluation.comparator"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.throughput import CLASSES, random_images, wait_for
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.devices import choose_device, describe_device, limit_threads
+from glyphs.core.process import run
+from glyphs.core.protocols import Batch, fetch_steps
 from glyphs.data.loaders import Augmentation, TensorLoader
-from glyphs.data.protocols import Batch, fetch_steps
-from glyphs.devices import choose_device, describe_device, limit_threads
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import run
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.trainer import Trainer
 
 WARM_UP = 2  # steps

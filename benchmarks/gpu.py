@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import glyphs.timing
+import glyphs.core.timing
 from benchmarks.throughput import (
     CLASSES,
     WARM_UP_STEPS,
@@ -44,16 +44,22 @@ from benchmarks.throughput import (
     wait_for,
 )
 from benchmarks.time_to_accuracy import load, race, warm_up
-from glyphs.config import Config
-from glyphs.convolutions import WINOGRAD_FROM
-from glyphs.data.protocols import fetch_steps
-from glyphs.devices import autocast_dtype, choose_device, describe_device, limit_threads, use_deterministic_algorithms
-from glyphs.export import export_model
-from glyphs.inference.networks import Network, load_onnx, load_pth
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import run, say
-from glyphs.timing import time_networks
-from glyphs.training.checkpoint import load_model, save_checkpoint
+from glyphs.core.config import Config
+from glyphs.core.devices import (
+    autocast_dtype,
+    choose_device,
+    describe_device,
+    limit_threads,
+    use_deterministic_algorithms,
+)
+from glyphs.core.process import run, say
+from glyphs.core.protocols import fetch_steps
+from glyphs.core.timing import time_networks
+from glyphs.models.checkpoint import load_model, save_checkpoint
+from glyphs.models.convolutions import WINOGRAD_FROM
+from glyphs.models.export import export_model
+from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.models.runtime import Network, load_onnx, load_pth
 from glyphs.training.trainer import Trainer
 
 Step = Callable[[Tensor, Tensor], object]
@@ -270,7 +276,7 @@ def main() -> None:
     use_deterministic_algorithms(False)  # as the training script does: cuDNN tries which of its kernels is fastest
     sizes = SMOKE if arguments.smoke else Sizes()
     if arguments.smoke:
-        glyphs.timing.ROUNDS, glyphs.timing.ROUND_SECONDS = 1, 0.001
+        glyphs.core.timing.ROUNDS, glyphs.core.timing.ROUND_SECONDS = 1, 0.001
     started = time.perf_counter()
     cuda = f", CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     print(f"{describe_device(device)}, torch {torch.__version__}{cuda}, median (lowest to highest)\n")

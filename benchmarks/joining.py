@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from glyphs.inference.parts import Parts
-from glyphs.inference.rows import Candidate, Prediction, RowKind
-from glyphs.process import run
+from glyphs.core.process import run
+from glyphs.output.parts import Parts
+from glyphs.output.rows import Candidate, Prediction, RowKind
 
 CANDIDATES = tuple(Candidate(label, 0.2) for label in "ABCDE")
 

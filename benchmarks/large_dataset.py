@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks.throughput import CLASSES, best_copy, make_trainer, wait_for
+from glyphs.core.devices import choose_device, describe_device, limit_threads
+from glyphs.core.process import run
+from glyphs.core.protocols import fetch_steps
 from glyphs.data.folder import IMAGE_BYTES, INDEX, PIXELS, Store, index_line
-from glyphs.data.protocols import fetch_steps
-from glyphs.devices import choose_device, describe_device, limit_threads
-from glyphs.process import run
 from glyphs.training.trainer import Trainer
 
 CHUNK = 100_000  # glyphs written at a time

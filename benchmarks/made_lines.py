@@ -33,12 +33,12 @@ from scipy import ndimage
 from scipy.stats import rankdata
 
 from benchmarks.text import edit_distance, plain
-from glyphs.arrays import Bytes, Floats
+from glyphs.core.arrays import Bytes, Floats
 from glyphs.data.emnist import ALL_62, load_emnist
-from glyphs.inference.cuts import character_odds, draw_candidate
-from glyphs.inference.lattice import Lattice, Span, lattice_of
-from glyphs.inference.predictor import GlyphPredictor
 from glyphs.pictures.page import Page
+from glyphs.reading.cuts import character_odds, draw_candidate
+from glyphs.reading.lattice import Lattice, Span, lattice_of
+from glyphs.reading.predictor import GlyphPredictor
 
 INK = 0.3  # of full ink: what belongs to a character's strokes
 NOBODY = -1  # the owner of paper

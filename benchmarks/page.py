@@ -26,7 +26,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from benchmarks.prediction import show
 from benchmarks.service import serving
-from glyphs.cpus import usable_cpus
+from glyphs.core.cpus import usable_cpus
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 FLAGS = (

@@ -25,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 from benchmarks.time_to_accuracy import add_data_arguments
-from glyphs.config import Config, read_config
+from glyphs.core.config import Config, read_config
+from glyphs.core.process import run
+from glyphs.core.protocols import fetch_steps
+from glyphs.core.randomness import address, seed_everything
 from glyphs.data.loaders import DataLoaders, get_data_loaders
-from glyphs.data.protocols import fetch_steps
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import run
-from glyphs.randomness import address, seed_everything
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.schedule import cosine_with_warmup
 from glyphs.training.trainer import Trainer
 

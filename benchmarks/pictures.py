@@ -27,14 +27,14 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.arrays import Bytes, Floats
+from glyphs.core.arrays import Bytes, Floats
+from glyphs.core.text import PRIORS
 from glyphs.data.idx import read_idx
 from glyphs.evaluation.metrics import calibration_error
+from glyphs.models.checkpoint import load_model
+from glyphs.output.plots import plot_misclassified
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess, to_bytes
-from glyphs.plots import plot_misclassified
-from glyphs.text import PRIORS
-from glyphs.training.checkpoint import load_model
 
 Rng = np.random.Generator
 

@@ -37,17 +37,17 @@ from numpy.typing import NDArray
 
 from benchmarks.startup import command_seconds
 from benchmarks.throughput import best_copy, best_matrix_product, competing
-from glyphs.analysis.analyzer import ModelAnalyzer
-from glyphs.cpus import usable_cpus
+from glyphs.core.cpus import usable_cpus
+from glyphs.core.timing import time_networks
 from glyphs.data.demo import render_demo
-from glyphs.inference.networks import Network, load_onnx
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.results import open_results, save_pixels
-from glyphs.inference.rows import RowKind
+from glyphs.evaluation.analyzer import ModelAnalyzer
+from glyphs.models.checkpoint import load_model
+from glyphs.models.runtime import Network, load_onnx
+from glyphs.output.results import open_results, save_pixels
+from glyphs.output.rows import RowKind
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import preprocess
-from glyphs.timing import time_networks
-from glyphs.training.checkpoint import load_model
+from glyphs.reading.predictor import GlyphPredictor
 
 CPU = torch.device("cpu")
 BATCHES = (1, 128)

@@ -28,13 +28,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.prediction import NAME_WIDTH, show
-from glyphs.arrays import Bytes, Floats, Points, Probabilities
-from glyphs.cpus import usable_cpus
+from glyphs.core.arrays import Bytes, Floats, Points, Probabilities
+from glyphs.core.cpus import usable_cpus
 from glyphs.data.emnist import load_emnist
-from glyphs.inference.forms import Field, Form, FormReader
-from glyphs.inference.networks import Network
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.pictures.marks import mark_squares
+from glyphs.forms.forms import Field, Form, FormReader
+from glyphs.forms.marks import mark_squares
+from glyphs.models.runtime import Network
+from glyphs.reading.predictor import GlyphPredictor
 
 PAGE, LINES, LETTERS, WORD = (4000, 3000), 25, 20, 5  # pixels; lines, characters on each, characters of a word
 FIELD, BOXES = (480, 76), 8

@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.throughput import best_copy, best_matrix_product, make_trainer, random_images, wait_for
+from glyphs.core.devices import choose_device, describe_device, limit_threads
+from glyphs.core.distributed import barrier, process_group, rank, world_size
+from glyphs.core.process import launched
 from glyphs.data.loaders import Augmentation, TensorLoader
-from glyphs.devices import choose_device, describe_device, limit_threads
-from glyphs.distributed import barrier, process_group, rank, world_size
-from glyphs.process import launched
 from glyphs.training.trainer import Trainer
 
 LOCAL_BATCHES = (4, 16, 32, 64, 128, 256)

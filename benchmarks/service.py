@@ -33,9 +33,9 @@ from PIL import Image, ImageOps
 
 from benchmarks.prediction import end_to_end_rate, show, write_pictures
 from benchmarks.startup import ROOT
-from glyphs.cpus import usable_cpus
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.timing import time_networks
+from glyphs.core.cpus import usable_cpus
+from glyphs.core.timing import time_networks
+from glyphs.reading.predictor import GlyphPredictor
 
 FORM = 64  # pictures of a form, the most that the service takes
 

@@ -40,10 +40,10 @@ from benchmarks.startup import ROOT
 SERVICE = """
 import sys
 from pathlib import Path
-from glyphs.inference.gate import Limits
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.service import serve
-from glyphs.process import run
+from glyphs.serving.gate import Limits
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.serving.service import serve
+from glyphs.core.process import run
 model, patience = Path(sys.argv[1]), float(sys.argv[2])
 limits = Limits(head_seconds=patience, body_seconds=patience)
 sys.exit(run(lambda: serve([GlyphPredictor(model)], port=0, limits=limits)))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from glyphs.config import DATASETS
+from glyphs.core.config import DATASETS
 
 ROOT = Path(__file__).parent.parent
 # The script itself, but for its end: after one step.

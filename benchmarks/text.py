@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import read_words
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.reading.reader import read_words
 
 JOINED = "cursive"  # the kind that is to be refused
 DRAWS = 2000

@@ -37,15 +37,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import glyphs.model
-from glyphs.config import PRECISIONS, Config
-from glyphs.convolutions import WINOGRAD_FROM
-from glyphs.cpus import usable_cpus
+import glyphs.models.network
+from glyphs.core.config import PRECISIONS, Config
+from glyphs.core.cpus import usable_cpus
+from glyphs.core.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
+from glyphs.core.process import run
+from glyphs.core.protocols import fetch_steps
 from glyphs.data.loaders import Augmentation, TensorLoader
-from glyphs.data.protocols import fetch_steps
-from glyphs.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
-from glyphs.model import EMNIST_MEAN, EMNIST_STD, EnhancedGlyphCNN
-from glyphs.process import run
+from glyphs.models.convolutions import WINOGRAD_FROM
+from glyphs.models.network import EMNIST_MEAN, EMNIST_STD, EnhancedGlyphCNN
 from glyphs.training.trainer import MAX_GRADIENT_NORM, Trainer
 
 CLASSES = 47
@@ -304,7 +304,7 @@ def main() -> None:
     trainer = make_trainer(images.to(device), labels.to(device), batch_size, device, arguments.precision)
     nominal, real = operations(trainer, WINOGRAD_FROM // 2), operations(trainer, WINOGRAD_FROM)
     if arguments.direct or trainer.dtype is not torch.float32:  # only float32 takes Winograd's algorithm
-        glyphs.convolutions.WINOGRAD_FROM, real = sys.maxsize, nominal
+        glyphs.models.convolutions.WINOGRAD_FROM, real = sys.maxsize, nominal
     print(f"{describe_device(device)}, torch {torch.__version__}, {trainer.dtype}, batch {batch_size}")
     if arguments.compile:
         started = time.perf_counter()

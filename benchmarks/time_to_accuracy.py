@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.throughput import WARM_UP_STEPS, best_matrix_product, wait_for
-from glyphs.config import DATASETS, SPLITS, Config
+from glyphs.core.config import DATASETS, SPLITS, Config
+from glyphs.core.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
+from glyphs.core.process import run
+from glyphs.core.protocols import fetch_steps
+from glyphs.core.randomness import address, seed_everything
 from glyphs.data.division import stratified_split
 from glyphs.data.loaders import Augmentation, GlyphSet, TensorLoader, load_set, make_test_loader
-from glyphs.data.protocols import fetch_steps
-from glyphs.devices import choose_device, describe_device, limit_threads, use_deterministic_algorithms
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import run
-from glyphs.randomness import address, seed_everything
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.trainer import Trainer
 
 

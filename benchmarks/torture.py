@@ -42,23 +42,23 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from glyphs.analysis.analyzer import describe_onnx
-from glyphs.config import Config, read_config
+from glyphs.core.config import Config, read_config
+from glyphs.core.errors import GlyphError
+from glyphs.core.randomness import address
 from glyphs.data.folder import INDEX, PIXELS, load_folders
 from glyphs.data.idx import read_idx
-from glyphs.errors import GlyphError
-from glyphs.export import export_model
-from glyphs.inference.forms import read_form
-from glyphs.inference.networks import load_onnx
-from glyphs.inference.reader import read_words
-from glyphs.inference.results import json_row, open_results
-from glyphs.inference.rows import Prediction, RowKind
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.evaluation.analyzer import describe_onnx
+from glyphs.forms.forms import read_form
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, save_checkpoint
+from glyphs.models.export import export_model
+from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.models.runtime import load_onnx
+from glyphs.output.results import json_row, open_results
+from glyphs.output.rows import Prediction, RowKind
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.page import find_lines
-from glyphs.randomness import address
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, save_checkpoint
+from glyphs.reading.reader import read_words
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,20 +22,20 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 PUBLIC_NAMES = {
-    "Config": "glyphs.config",
-    "DepthwiseSeparableConv": "glyphs.model",
+    "Config": "glyphs.core.config",
+    "DepthwiseSeparableConv": "glyphs.models.network",
     "EarlyStopping": "glyphs.training.early_stopping",
-    "EnhancedGlyphCNN": "glyphs.model",
+    "EnhancedGlyphCNN": "glyphs.models.network",
     "Evaluator": "glyphs.evaluation.evaluator",
-    "GlyphPredictor": "glyphs.inference.predictor",
+    "GlyphPredictor": "glyphs.reading.predictor",
     "LRFinder": "glyphs.training.lr_finder",
-    "ModelAnalyzer": "glyphs.analysis.analyzer",
-    "ModelComparator": "glyphs.analysis.comparator",
-    "Prediction": "glyphs.inference.rows",
-    "ResidualBlock": "glyphs.model",
+    "ModelAnalyzer": "glyphs.evaluation.analyzer",
+    "ModelComparator": "glyphs.evaluation.comparator",
+    "Prediction": "glyphs.output.rows",
+    "ResidualBlock": "glyphs.models.network",
     "Trainer": "glyphs.training.trainer",
     "get_data_loaders": "glyphs.data.loaders",
-    "get_default_config": "glyphs.config",
+    "get_default_config": "glyphs.core.config",
 }
 
 

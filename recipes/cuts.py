@@ -18,11 +18,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.made_lines import FITTING, TOUCHING, load_characters, make_line, make_text, overlaps
-from glyphs.arrays import Bytes, Floats
-from glyphs.inference.cuts import CONV_STRIDE, VIEW_SIDE, draw_candidate
-from glyphs.inference.lattice import lattice_of
+from glyphs.core.arrays import Bytes, Floats
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.page import find_lines
+from glyphs.reading.cuts import CONV_STRIDE, VIEW_SIDE, draw_candidate
+from glyphs.reading.lattice import lattice_of
 
 LINES, EPOCHS, BATCH, RATE = 2000, 8, 256, 3e-3
 WRONG, RIGHT = 0.6, 0.85  # shares of common ink up to which a candidate is none, and from which on it is a character
@@ -49,7 +49,7 @@ def make_candidates(data_dir: Path, lines: int, seed: int) -> tuple[Bytes, Float
 
 
 class CutNet(nn.Module):
-    """The network, as `glyphs.inference.cuts` computes it: float [N, 2, 32, 32] to log odds, [N]."""
+    """The network, as `glyphs.reading.cuts` computes it: float [N, 2, 32, 32] to log odds, [N]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class CutNet(nn.Module):
         return odds
 
     def weights(self) -> dict[str, Floats]:
-        """Its weights, as `glyphs.inference.cuts` wants them: channels last, inputs before outputs."""
+        """Its weights, as `glyphs.reading.cuts` wants them: channels last, inputs before outputs."""
         values = [value.numpy() for value in self.state_dict().values()]
         kernels, biases = values[::2], values[1::2]
         kernels[:2] = [kernel.transpose(2, 3, 1, 0) for kernel in kernels[:2]]

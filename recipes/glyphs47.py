@@ -30,13 +30,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.pictures import list_pictures, make_picture, true_class
-from glyphs.arrays import Bytes, Floats
+from glyphs.core.arrays import Bytes, Floats
 from glyphs.data.augment import augment
 from glyphs.data.loaders import get_data_loaders
-from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.models.checkpoint import load_checkpoint, load_model, write_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN, ViewAverage
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
-from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
 
 Rng = np.random.Generator
 

@@ -25,11 +25,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.arrays import Bytes, Floats
+from glyphs.core.arrays import Bytes, Floats
 from glyphs.data.loaders import get_data_loaders
-from glyphs.model import EnhancedGlyphCNN, as_floats
+from glyphs.models.checkpoint import load_checkpoint, write_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN, as_floats
 from glyphs.pictures.glyph import preprocess
-from glyphs.training.checkpoint import load_checkpoint, write_checkpoint
 from recipes.glyphs47 import (
     Rng,
     box_of,

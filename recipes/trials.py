@@ -27,12 +27,12 @@ from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.config import Config
+from glyphs.core.config import Config
 from glyphs.data.augment import augment
 from glyphs.data.loaders import get_data_loaders
 from glyphs.evaluation.calibration import fit_temperature
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import load_model
+from glyphs.models.checkpoint import load_model
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.schedule import cosine_with_warmup
 from glyphs.training.trainer import MAX_GRADIENT_NORM
 
@@ -241,7 +241,7 @@ def train(trial: Trial, data_dir: Path, epochs: int, seed: int, most: int | None
     targets = (1 - config.label_smoothing) * F.one_hot(labels, classes) + config.label_smoothing * prior
     if trial.teacher:  # the loss adds the prior to the logits, so that the targets have it, too
         targets = targets.lerp(F.normalize(of_teacher(images) * prior, p=1, dim=1), trial.teacher)
-    with patch.multiple("glyphs.model", STAGE_WIDTHS=trial.widths, BLOCKS_PER_STAGE=trial.blocks):
+    with patch.multiple("glyphs.models.network", STAGE_WIDTHS=trial.widths, BLOCKS_PER_STAGE=trial.blocks):
         model = EnhancedGlyphCNN(classes, config.dropout_rate, use_residual=False)
     average = AveragedModel(model, use_buffers=True)
     optimizers = make_optimizers(model, config, muon=trial.muon)

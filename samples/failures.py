@@ -17,7 +17,7 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glyphs.pictures.marks import homography
+from glyphs.forms.marks import homography
 from inference import GlyphPredictor
 from samples.fill import Floats, write
 

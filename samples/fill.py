@@ -19,9 +19,9 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glyphs.data.demo import font_folder
+from glyphs.forms.marks import homography
+from glyphs.forms.sheet import BOX, COLUMNS, LEFT, PAPER, TOP, cut_sheet
 from glyphs.pictures.decode import open_picture, to_grey
-from glyphs.pictures.marks import homography
-from glyphs.pictures.sheet import BOX, COLUMNS, LEFT, PAPER, TOP, cut_sheet
 
 Floats = NDArray[np.float64]
 

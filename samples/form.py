@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glyphs.data.demo import font_folder
-from glyphs.pictures.marks import mark_squares
+from glyphs.forms.marks import mark_squares
 from samples.fill import JPEG_QUALITY, TURNS, photograph, write
 
 Floats = NDArray[np.float64]

@@ -26,14 +26,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import glyphs.files
+import glyphs.core.files
 from glyphs.commands.terminal import show_log
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.errors import GlyphError
+from glyphs.core.process import SIGNALS
 from glyphs.data.demo import render_demo
 from glyphs.data.emnist import CLASS_NAMES
-from glyphs.errors import GlyphError
-from glyphs.export import export_model
-from glyphs.process import SIGNALS
+from glyphs.models.export import export_model
 from tests.small import save_small_checkpoint
 
 # Under nohup or behind a shell's & the tests inherit ignored signals, and would start programs that ignore them too,
@@ -122,7 +122,7 @@ class Disk:
             patch.setattr(
                 Path, "open", lambda path, mode="r", *rest, **options: self.open(path, mode, *rest, **options)
             )
-            patch.setattr(glyphs.files, "open", self.open, raising=False)
+            patch.setattr(glyphs.core.files, "open", self.open, raising=False)
             yield
 
     def open(self, path: Path, mode: str, *rest: Any, **options: Any) -> Any:

@@ -15,12 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.protocols import Batch
 from glyphs.data.emnist import CLASS_NAMES
 from glyphs.data.loaders import Augmentation, TensorLoader
-from glyphs.data.protocols import Batch
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, save_checkpoint
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, save_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.trainer import Trainer
 
 NAMES = CLASS_NAMES["balanced"]

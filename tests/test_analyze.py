@@ -1,4 +1,4 @@
-"""glyphs.analysis.analyzer: what it says of a model must be what the model is."""
+"""glyphs.evaluation.analyzer: what it says of a model must be what the model is."""
 
 import json
 from pathlib import Path
@@ -11,16 +11,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from glyphs import timing
-from glyphs.analysis import analyzer as analyze
-from glyphs.analysis.analyzer import ModelAnalyzer, format_analysis
-from glyphs.analysis.comparator import ModelComparator
-from glyphs.config import Config
+from glyphs.core import timing
+from glyphs.core.config import Config
+from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.data.loaders import TensorLoader
-from glyphs.errors import CheckpointError, ConfigError
-from glyphs.export import patterns
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from glyphs.evaluation import analyzer as analyze
+from glyphs.evaluation.analyzer import ModelAnalyzer, format_analysis
+from glyphs.evaluation.comparator import ModelComparator
+from glyphs.models.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from glyphs.models.export import patterns
+from glyphs.models.network import EnhancedGlyphCNN
 from tests.conftest import refused
 from tests.small import NAMES, onnx_weights, save_small_onnx
 
@@ -274,11 +274,11 @@ def test_unsteady_times_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyP
         row = {"device": "cpu", "device_name": "CPU", "threads": 1, "batch": 1, "images_per_second": 1.0}
         return [row | {"seconds": 1.0, "seconds_iqr": spread}]
 
-    monkeypatch.setattr("glyphs.analysis.comparator.measure", lambda _: [measured(0.1), measured(0.6)])
+    monkeypatch.setattr("glyphs.evaluation.comparator.measure", lambda _: [measured(0.1), measured(0.6)])
     notes = ModelComparator([path, path], "cpu").compare().notes
     assert any(note.startswith("The times of B are unsteady") for note in notes)
     for spread in (0.1, 0.6):
-        monkeypatch.setattr("glyphs.analysis.analyzer.measure", lambda _, spread=spread: [measured(spread)])
+        monkeypatch.setattr("glyphs.evaluation.analyzer.measure", lambda _, spread=spread: [measured(spread)])
         text = format_analysis(ModelAnalyzer(path, "cpu").analyze())
         assert ("These times are unsteady" in text) == (spread == 0.6)
 

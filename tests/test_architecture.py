@@ -13,15 +13,15 @@ from torch import Tensor, nn
 import enhanced_glyph_recognition
 import inference
 import model_utils
-from glyphs import timing
-from glyphs.analysis import analyzer
-from glyphs.config import Config
+from glyphs.core import timing
+from glyphs.core.config import Config
+from glyphs.core.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.data.loaders import TensorLoader
-from glyphs.errors import CheckpointError, ConfigError, GlyphError
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.model import Calibrated
-from glyphs.training.architecture import make_model
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, save_checkpoint
+from glyphs.evaluation import analyzer
+from glyphs.models.architecture import make_model
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, save_checkpoint
+from glyphs.models.network import Calibrated
+from glyphs.reading.predictor import GlyphPredictor
 from glyphs.training.trainer import Trainer
 from tests.conftest import refused, write_emnist
 from tests.small import draw_glyph, save_small_checkpoint

@@ -12,8 +12,8 @@ from torchvision.datasets import EMNIST
 
 from benchmarks import page, peers, pictures, prediction, reading
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
-from glyphs.analysis.analyzer import ModelAnalyzer
 from glyphs.data.demo import render_demo
+from glyphs.evaluation.analyzer import ModelAnalyzer
 from tests.conftest import run_python
 from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from glyphs.config import Config
+from glyphs.core.config import Config
 from glyphs.data.loaders import TensorLoader
 from glyphs.evaluation.calibration import COLDEST, calibrate_checkpoint, fit_temperature
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from glyphs.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from glyphs.config import Config
-from glyphs.errors import CheckpointError, ConfigError
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import (
+from glyphs.core.config import Config
+from glyphs.core.errors import CheckpointError, ConfigError
+from glyphs.models.checkpoint import (
     FORMAT_VERSION,
     build_model,
     load_checkpoint,
@@ -25,6 +24,7 @@ from glyphs.training.checkpoint import (
     write_checkpoint,
     write_half_precision,
 )
+from glyphs.models.network import EnhancedGlyphCNN
 from tests.conftest import refused
 
 NAMES = ["0", "1", "A", "b", "\u00fc"]

@@ -1,4 +1,4 @@
-"""`glyphs.process.run`: errors, bugs, signals and closed pipes as exit statuses, and what is said about them."""
+"""`glyphs.core.process.run`: errors, bugs, signals and closed pipes as exit statuses, and what is said about them."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
-from glyphs.process import SIGNALS, run
-from glyphs.text import one_line
+from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
+from glyphs.core.process import SIGNALS, run
+from glyphs.core.text import one_line
 from tests.conftest import ROOT, run_python
 from tests.small import draw_glyph, save_small_checkpoint
 
-HEAD = "import os, signal, sys, time\nfrom glyphs.process import run\nfrom glyphs.errors import DataError\n"
+HEAD = "import os, signal, sys, time\nfrom glyphs.core.process import run\nfrom glyphs.core.errors import DataError\n"
 WAIT = "def main():\n    print('ready', flush=True)\n    time.sleep(600)\n"
 TAIL = "sys.exit(run(main))\n"
 SCRIPTS = ("enhanced_glyph_recognition", "inference", "model_utils")

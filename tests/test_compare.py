@@ -1,4 +1,4 @@
-"""glyphs.analysis.comparison against cases worked out by hand and formulas of other authors."""
+"""glyphs.evaluation.comparison against cases worked out by hand and formulas of other authors."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from glyphs.analysis.comparison import (
+from glyphs.evaluation.comparison import (
     COSTS,
     MEASURED,
     Comparison,

@@ -10,8 +10,8 @@ import pytest
 
 from glyphs.commands.settings import add_settings, given_settings, setting_groups
 from glyphs.commands.train_arguments import build_parser
-from glyphs.config import Config, get_default_config, read_config
-from glyphs.errors import ConfigError
+from glyphs.core.config import Config, get_default_config, read_config
+from glyphs.core.errors import ConfigError
 from tests.conftest import ROOT, refused
 
 PROMISED = {

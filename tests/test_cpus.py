@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glyphs import cpus
+from glyphs.core import cpus
 
 
 @pytest.fixture(autouse=True)

@@ -27,23 +27,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from glyphs.analysis.analyzer import ModelAnalyzer
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.devices import describe_device, explain_out_of_memory, use_deterministic_algorithms
+from glyphs.core.distributed import data_parallel
+from glyphs.core.errors import TrainingError
+from glyphs.core.process import Interrupted
+from glyphs.core.protocols import fetch_steps
+from glyphs.core.randomness import seed_everything
 from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders
-from glyphs.data.protocols import fetch_steps
-from glyphs.devices import describe_device, explain_out_of_memory, use_deterministic_algorithms
-from glyphs.distributed import data_parallel
-from glyphs.errors import TrainingError
+from glyphs.evaluation.analyzer import ModelAnalyzer
 from glyphs.evaluation.calibration import calibrate_checkpoint
 from glyphs.evaluation.evaluator import Evaluator
-from glyphs.export import export_model
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.model import EnhancedGlyphCNN, ViewAverage
-from glyphs.process import Interrupted
-from glyphs.randomness import seed_everything
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model
+from glyphs.models.export import export_model
+from glyphs.models.network import EnhancedGlyphCNN, ViewAverage
+from glyphs.reading.predictor import GlyphPredictor
 from glyphs.training import trainer as trainer_module
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer, make_optimizer

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.made_lines import KEPT, NOBODY, MadeLine, load_characters, make_line, measure, overlaps, tell_apart
-from glyphs.errors import CheckpointError
-from glyphs.inference import cuts, lattice
-from glyphs.inference.lattice import lattice_of
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import read_page
+from glyphs.core.errors import CheckpointError
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.page import find_lines
+from glyphs.reading import cuts, lattice
+from glyphs.reading.lattice import lattice_of
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.reading.reader import read_page
 from recipes.cuts import CutNet, fit
 from tests.conftest import ROOT
 from tests.test_reader import write

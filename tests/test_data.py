@@ -22,12 +22,12 @@ from torchvision.datasets import EMNIST
 
 import glyphs.data.download
 import glyphs.data.loaders
-from glyphs.config import SPLITS, Config, get_default_config
+from glyphs.core.config import SPLITS, Config, get_default_config
+from glyphs.core.errors import ConfigError, DataError, GlyphError
+from glyphs.core.protocols import fetch_steps
 from glyphs.data.division import stratified_split
 from glyphs.data.emnist import CLASS_NAMES, load_emnist
 from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, get_test_loader
-from glyphs.data.protocols import fetch_steps
-from glyphs.errors import ConfigError, DataError, GlyphError
 from tests.conftest import Disk, assert_upright, emnist_paths, refused, write_emnist, write_idx
 
 pytestmark = pytest.mark.usefixtures("shown_log")

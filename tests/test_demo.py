@@ -10,10 +10,10 @@ from torch import Tensor
 
 import glyphs.data.demo
 import glyphs.data.loaders
+from glyphs.core.errors import DataError
 from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.emnist import CLASS_NAMES
 from glyphs.data.loaders import get_test_loader
-from glyphs.errors import DataError
 from tests.conftest import assert_upright, refused
 
 pytestmark = pytest.mark.slow  # drawing the set is

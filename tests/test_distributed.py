@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.scaling import ring_seconds, step_time
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.distributed import average_gradients, barrier, in_turn, process_group, rank, world_size
+from glyphs.core.errors import ConfigError, DataError
+from glyphs.core.process import Interrupted
+from glyphs.core.protocols import fetch_steps, own_share
+from glyphs.core.randomness import seed_everything
 from glyphs.data.loaders import Augmentation, TensorLoader
-from glyphs.data.protocols import fetch_steps, own_share
-from glyphs.distributed import average_gradients, barrier, in_turn, process_group, rank, world_size
-from glyphs.errors import ConfigError, DataError
 from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.metrics import Evaluation
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import Interrupted
-from glyphs.randomness import seed_everything
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.trainer import Trainer
 from tests.conftest import ROOT, finish, refused, torchrun
 from tests.small import CLASSES, Frozen, StopAt, distance, make_images

@@ -19,12 +19,12 @@ from torch.distributed.run import get_args_parser
 
 import glyphs.data.loaders
 import inference
-from glyphs import export
 from glyphs.commands import model_arguments, read_arguments, train_arguments
-from glyphs.config import Config
+from glyphs.core.config import Config
 from glyphs.data.demo import DEMO_CLASSES, IMAGES_PER_CLASS
 from glyphs.data.emnist import CLASS_NAMES
-from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.models import export
+from glyphs.models.network import EnhancedGlyphCNN, ViewAverage
 from glyphs.training.lr_finder import LRFinder
 from tests.conftest import ROOT, draw_demo
 from tests.small import draw_glyph, save_small_checkpoint

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from glyphs.core.errors import CheckpointError, DataError
+from glyphs.core.protocols import Loader
 from glyphs.data.loaders import TensorLoader
-from glyphs.data.protocols import Loader
-from glyphs.errors import CheckpointError, DataError
 from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.metrics import Evaluation, metrics
 from glyphs.evaluation.reports import analyse_mistakes, write_reports
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.models.network import EnhancedGlyphCNN
 
 NAMES = ["O", "0", "x", "absent"]
 

@@ -1,4 +1,4 @@
-"""glyphs.export: nothing gets its name that was not proven to be the model."""
+"""glyphs.models.export: nothing gets its name that was not proven to be the model."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from glyphs import export
-from glyphs.analysis.analyzer import describe_onnx
-from glyphs.config import EXPORT_FORMATS
+from glyphs.core.config import EXPORT_FORMATS
+from glyphs.core.errors import CheckpointError, ConfigError, GlyphError
+from glyphs.core.timing import Timing
 from glyphs.data.loaders import TensorLoader
-from glyphs.errors import CheckpointError, ConfigError, GlyphError
-from glyphs.export import Exported, choose_format, export_model, load_pt2
-from glyphs.inference.networks import load_onnx
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.timing import Timing
-from glyphs.training.checkpoint import load_model
+from glyphs.evaluation.analyzer import describe_onnx
+from glyphs.models import export
+from glyphs.models.checkpoint import load_model
+from glyphs.models.export import Exported, choose_format, export_model, load_pt2
+from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.models.runtime import load_onnx
 from tests.conftest import refused, run_python
 from tests.small import NAMES, draw_glyph, save_small_checkpoint
 

@@ -11,16 +11,16 @@ from typing import BinaryIO
 
 import pytest
 
-import glyphs.files
-from glyphs.errors import GlyphError
-from glyphs.files import claim_folder, replace_file, replacing, valid_utf8
+import glyphs.core.files
+from glyphs.core.errors import GlyphError
+from glyphs.core.files import claim_folder, replace_file, replacing, valid_utf8
 from tests.conftest import ROOT, refused, run_python
 
 CLAIM = """
 import sys
 from pathlib import Path
-from glyphs.process import run
-from glyphs.files import claim_folder
+from glyphs.core.process import run
+from glyphs.core.files import claim_folder
 def main():
     with claim_folder(Path(sys.argv[1])):
         print("claimed", flush=True)
@@ -83,8 +83,8 @@ def test_write_that_breaks_off_leaves_the_old_file_whole(tmp_path: Path) -> None
     code = """
         import resource, sys
         from pathlib import Path
-        from glyphs.process import run
-        from glyphs.files import replace_file
+        from glyphs.core.process import run
+        from glyphs.core.files import replace_file
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         sys.exit(run(lambda: replace_file(Path(sys.argv[1]), bytes(5000))))
     """
@@ -187,7 +187,7 @@ def test_claim_that_fails_its_probe_gives_the_lock_back(tmp_path: Path, monkeypa
         raise GlyphError(f"{path}: cannot be written")
 
     with monkeypatch.context() as patched:
-        patched.setattr(glyphs.files, "replace_file", refuse)
+        patched.setattr(glyphs.core.files, "replace_file", refuse)
         with refused(GlyphError, tmp_path), claim_folder(tmp_path):
             pass
     with claim_folder(tmp_path):
@@ -199,7 +199,7 @@ def write_slowly(path: Path) -> "subprocess.Popen[str]":
     code = """
         import sys
         from pathlib import Path
-        from glyphs.files import replacing
+        from glyphs.core.files import replacing
         with replacing(Path(sys.argv[1])) as file:
             file.write(b"half ")
             file.flush()
@@ -247,14 +247,14 @@ def test_a_file_that_was_given_its_name_meanwhile_is_not_written_into(
     path = tmp_path / "a.csv"
     aside = Path(f"{path}.tmp")
     aside.write_bytes(b"another's")
-    claim = glyphs.files.claim_file
+    claim = glyphs.core.files.claim_file
 
     def too_late(file: BinaryIO, path: Path) -> None:
         if aside.exists() and aside.read_bytes() == b"another's":
             aside.rename(tmp_path / "b.csv")
         claim(file, path)
 
-    monkeypatch.setattr(glyphs.files, "claim_file", too_late)
+    monkeypatch.setattr(glyphs.core.files, "claim_file", too_late)
     replace_file(path, b"mine")
     assert path.read_bytes() == b"mine"
     assert (tmp_path / "b.csv").read_bytes() == b"another's"

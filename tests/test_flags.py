@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glyphs import __version__
-from glyphs.errors import CheckpointError, ConfigError
+from glyphs.core.errors import CheckpointError, ConfigError
 from tests.conftest import refused
 
 SCRIPTS = ("enhanced_glyph_recognition", "inference", "model_utils")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import glyphs.data.folder
 from enhanced_glyph_recognition import main
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.errors import ConfigError, DataError
 from glyphs.data.demo import FONTS, draw_master
 from glyphs.data.division import hold_out
 from glyphs.data.folder import (
@@ -29,9 +30,8 @@ from glyphs.data.folder import (
     prepare,
 )
 from glyphs.data.loaders import get_data_loaders
-from glyphs.errors import ConfigError, DataError
+from glyphs.models.checkpoint import load_checkpoint
 from glyphs.pictures.glyph import Mode, preprocess
-from glyphs.training.checkpoint import load_checkpoint
 from tests.conftest import refused
 
 pytestmark = pytest.mark.usefixtures("shown_log")

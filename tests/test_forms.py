@@ -14,11 +14,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 import inference
-from glyphs.arrays import Floats
-from glyphs.errors import ConfigError, DataError, GlyphError, PictureError
-from glyphs.files import valid_utf8
-from glyphs.inference.forms import Field, Form, read_form
-from glyphs.pictures.boxes import find_boxes
+from glyphs.core.arrays import Floats
+from glyphs.core.errors import ConfigError, DataError, GlyphError, PictureError
+from glyphs.core.files import valid_utf8
+from glyphs.forms.boxes import find_boxes
+from glyphs.forms.forms import Field, Form, read_form
 from glyphs.pictures.decode import to_grey
 from samples.fill import photograph
 from samples.form import BOX, MARKS, PEOPLE, ROWS, empty, fill

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import inference
-from glyphs import export
+from glyphs.core.errors import GlyphError
 from glyphs.data.folder import INDEX, PIXELS, SKIPPED, load_folders
-from glyphs.errors import GlyphError
-from glyphs.export import export_model
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.models import export
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.models.export import export_model
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.trainer import Trainer
 from tests.conftest import Disk, refused
 from tests.small import CLASSES, draw_glyph, make_config, make_loaders, save_small_onnx

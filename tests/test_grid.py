@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 import inference
 from glyphs.data.demo import font_folder
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.results import open_terminal
-from glyphs.inference.rows import RowKind
+from glyphs.output.results import open_terminal
+from glyphs.output.rows import RowKind
 from glyphs.pictures.decode import to_grey
 from glyphs.pictures.grid import cell_numbers, find_grid
 from glyphs.pictures.morphology import components_of
 from glyphs.pictures.page import find_lines, read_cells
+from glyphs.reading.predictor import GlyphPredictor
 from tests.conftest import ROOT
 
 CELL, EDGE = 70, 60

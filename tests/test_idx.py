@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from glyphs.core.errors import DataError
 from glyphs.data.idx import read_idx
-from glyphs.errors import DataError
 from tests.conftest import idx_bytes, refused
 
 IMAGES = torch.arange(5 * 3 * 4, dtype=torch.uint8).reshape(5, 3, 4)

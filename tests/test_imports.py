@@ -15,21 +15,19 @@ from tests.conftest import ROOT, run_python
 
 # From the bottom to the top; a room (a folder of the package) is one place.
 LAYERS = (
-    ("errors",),
-    ("config", "files", "text", "cpus", "arrays"),
-    ("process", "progress"),
-    ("distributed", "randomness"),
-    ("devices", "timing", "convolutions"),
-    ("model", "plots", "pictures"),
-    ("data",),
-    ("training",),
-    ("evaluation",),
-    ("inference",),
-    ("export",),
-    ("analysis",),
-    ("commands",),
+    "core",
+    "output",
+    "pictures",
+    "models",
+    "data",
+    "training",
+    "evaluation",
+    "reading",
+    "forms",
+    "serving",
+    "commands",
 )
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+LAYER = {name: number for number, name in enumerate(LAYERS)}
 # A module's logger, a type variable, and what each script's arguments have alike.
 COMMON = {"log", "T", "build_parser", "parse", "check"}
 # All that is imported within functions, and not at the head of a file: why it is.
@@ -37,13 +35,13 @@ LATER = {
     "glyphs.commands.train": "--help and wrong arguments need not wait for torch",
     "glyphs.commands.models": "likewise",
     "glyphs.commands.read": "they need not wait for NumPy",
-    "glyphs.distributed": "an .onnx model is read without torch",
+    "glyphs.core.distributed": "an .onnx model is read without torch",
     "torch": "likewise",
-    "glyphs.devices": "likewise",
-    "glyphs.model": "likewise",
-    "glyphs.convolutions": "likewise",
-    "glyphs.training": "likewise",
-    "glyphs.plots": "matplotlib takes a second, and reading and training do without",
+    "glyphs.core.devices": "likewise",
+    "glyphs.models.network": "likewise",
+    "glyphs.models.convolutions": "likewise",
+    "glyphs.models": "likewise",
+    "glyphs.output.plots": "matplotlib takes a second, and reading and training do without",
     "glyphs.commands.evaluate": "scikit-learn and matplotlib, which training does without",
     "glyphs.evaluation.calibration": "SciPy, which training does without until it is done",
     "glyphs.data.folder": "SciPy, which EMNIST does without",
@@ -51,7 +49,7 @@ LATER = {
     "torchvision.datasets": "a second, which only a download need wait for",
     "tqdm": "a tenth of a second, which one answer need not wait for",
     "tqdm.auto": "likewise",
-    "glyphs.inference.service": "Starlette and uvicorn, which only a service needs",
+    "glyphs.serving.service": "Starlette and uvicorn, which only a service needs",
     "torch.utils": "benchmark, whose logging is silenced before",
     "torch.utils.tensorboard": "optional",
     "onnx": "a machine that never exports may do without",
@@ -118,12 +116,12 @@ def packages(path: Path) -> set[str]:
 
 
 def test_finds_the_imports_that_it_judges() -> None:
-    assert {"glyphs.training.checkpoint", "glyphs.training.checkpoint.save_checkpoint", "torch"} <= imported(
+    assert {"glyphs.models.checkpoint", "glyphs.models.checkpoint.save_checkpoint", "torch"} <= imported(
         ROOT / "glyphs/training/trainer.py"
     )
-    assert "plots" in siblings(ROOT / "glyphs/evaluation/reports.py")
+    assert "output" in siblings(ROOT / "glyphs/evaluation/reports.py")
     assert "torchvision" in packages(ROOT / "glyphs/data/emnist.py")  # within a function
-    assert {"Floats", "Points"} <= defined(ROOT / "glyphs/arrays.py")
+    assert {"Floats", "Points"} <= defined(ROOT / "glyphs/core/arrays.py")
     assert {"SMALL_SIDE", "MOST_ZOOM", "Box", "find_lines"} <= defined(ROOT / "glyphs/pictures/page.py")
 
 
@@ -165,7 +163,9 @@ def test_only_plots_imports_a_plotting_library(path: Path) -> None:
     assert path.stem == "plots" or not packages(path) & {"matplotlib", "seaborn"}
 
 
-@pytest.mark.parametrize("name", ["errors", "files", "config", "text", "process", "commands/settings"])
+@pytest.mark.parametrize(
+    "name", ["core/errors", "core/files", "core/config", "core/text", "core/process", "commands/settings"]
+)
 def test_what_parsing_needs_imports_nothing_heavy(name: str) -> None:
     outside = packages(ROOT / f"glyphs/{name}.py") - set(sys.stdlib_module_names)
     assert outside <= {"glyphs", "filelock"}
@@ -194,7 +194,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_torch(name: str, flag: str) ->
 @pytest.mark.slow
 def test_training_without_evaluation_needs_no_plots_and_no_scikit_learn() -> None:
     loaded = modules_after(
-        "import glyphs.training.trainer, glyphs.training.lr_finder, glyphs.data.loaders, glyphs.training.checkpoint\n"
+        "import glyphs.training.trainer, glyphs.training.lr_finder, glyphs.data.loaders, glyphs.models.checkpoint\n"
         "import glyphs.evaluation.evaluator"
     )
     assert "torch" in loaded

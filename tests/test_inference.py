@@ -18,15 +18,15 @@ from PIL import Image
 
 import inference
 from glyphs.commands.read import SOME_FAILED
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.core.process import Interrupted
 from glyphs.data.emnist import MERGED_47
-from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.rows import Prediction, Reading
-from glyphs.model import EnhancedGlyphCNN, ViewAverage
+from glyphs.models.checkpoint import save_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN, ViewAverage
+from glyphs.output.rows import Prediction, Reading
 from glyphs.pictures.glyph import preprocess
-from glyphs.process import Interrupted
-from glyphs.training.checkpoint import save_checkpoint
+from glyphs.reading.predictor import GlyphPredictor
 from tests.conftest import ROOT, refused, run_python
 from tests.small import declared_png, draw_glyph, save_small_checkpoint, save_small_onnx
 
@@ -338,7 +338,7 @@ def test_the_default_model_is_named(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights in the box, the export first; a model of the last training, which may know fonts only, never."""
-    monkeypatch.setattr("glyphs.inference.networks.pretrained_folder", lambda: tmp_path)
+    monkeypatch.setattr("glyphs.models.runtime.pretrained_folder", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     save_small_checkpoint(tmp_path / "outputs" / "best_model.pth")

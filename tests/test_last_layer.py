@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import recipes.last_layer as recipe
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.pictures.glyph import preprocess
 from recipes.glyphs47 import to_picture
 from recipes.last_layer import MAKERS, add_stroke, features, fit, lean, make_pictures, paint_by_hand, teach

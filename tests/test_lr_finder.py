@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from glyphs.core.errors import DataError, TrainingError
+from glyphs.core.protocols import Batch
 from glyphs.data.loaders import TensorLoader
-from glyphs.data.protocols import Batch
-from glyphs.errors import DataError, TrainingError
-from glyphs.model import EnhancedGlyphCNN
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.lr_finder import LRFinder, smooth, suggest
 
 

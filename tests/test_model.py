@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphs.convolutions import FROZEN_FROM, WINOGRAD_FROM, BFloat16Conv3x3, Conv3x3, freeze
-from glyphs.model import DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock, ViewAverage
+from glyphs.models.convolutions import FROZEN_FROM, WINOGRAD_FROM, BFloat16Conv3x3, Conv3x3, freeze
+from glyphs.models.network import DepthwiseSeparableConv, EnhancedGlyphCNN, ResidualBlock, ViewAverage
 
 BOTH = pytest.mark.parametrize("use_residual", [True, False])
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import model_utils
-from glyphs import export, timing
-from glyphs.analysis import analyzer
-from glyphs.config import Config
-from glyphs.errors import CheckpointError, ConfigError, GlyphError
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.training.checkpoint import save_checkpoint
+from glyphs.core import timing
+from glyphs.core.config import Config
+from glyphs.core.errors import CheckpointError, ConfigError, GlyphError
+from glyphs.evaluation import analyzer
+from glyphs.models import export
+from glyphs.models.checkpoint import save_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN
 from tests.conftest import refused, run_python, write_emnist
 from tests.small import NAMES, save_small_checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.arrays import Mask
+from glyphs.core.arrays import Mask
 from glyphs.pictures.grid import sheared_rows
 from glyphs.pictures.morphology import closing, dilate, erode, framed, opening, run_lengths
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 
+from glyphs.core.errors import ConfigError
+from glyphs.core.randomness import seed_everything
 from glyphs.data.loaders import TensorLoader
-from glyphs.errors import ConfigError
-from glyphs.randomness import seed_everything
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
 from glyphs.training.callbacks import Callback, Run
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
 from glyphs.training.trainer import Trainer
 from tests.small import CLASSES, all_state, assert_identical, make_config, make_images, make_loaders
 
@@ -139,7 +139,7 @@ def test_a_model_with_another_number_of_outputs_is_refused(tmp_path: Path) -> No
 
 
 def test_callbacks_are_told_of_every_step_and_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glyphs.distributed.EXCHANGE_EVERY", 0.0)
+    monkeypatch.setattr("glyphs.core.distributed.EXCHANGE_EVERY", 0.0)
     noting = Noting()
     trainer = open_trainer(tmp_path, callbacks=[noting])
     assert trainer.fit() == noting.rows

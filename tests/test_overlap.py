@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import enhanced_glyph_recognition as script
-from glyphs.analysis.comparator import ModelComparator
 from glyphs.commands.models import overlaps
-from glyphs.config import Config
+from glyphs.core.config import Config
 from glyphs.data.loaders import get_data_loaders
 from glyphs.data.overlap import copies, overlap
+from glyphs.evaluation.comparator import ModelComparator
 from tests.conftest import emnist_paths, write_emnist, write_idx
 from tests.small import save_small_checkpoint
 

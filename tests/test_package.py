@@ -36,7 +36,7 @@ def test_the_wheel_holds_every_module_the_page_and_the_weights(wheel: zipfile.Zi
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "glyphs").rglob("*.py")}
     weights = {f"glyphs/pretrained/{path.name}" for path in (ROOT / "pretrained").iterdir() if path.suffix != ".md"}
     assert weights
-    page = {f"glyphs/inference/page/{path.name}" for path in (ROOT / "glyphs/inference/page").iterdir()}
+    page = {f"glyphs/serving/page/{path.name}" for path in (ROOT / "glyphs/serving/page").iterdir()}
     assert set(wheel.namelist()) >= modules | weights | page | {path.name for path in ROOT.glob("*.py")}
     assert not [name for name in wheel.namelist() if name.startswith(("tests/", "benchmarks/"))]
 

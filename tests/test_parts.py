@@ -14,9 +14,9 @@ from PIL import Image
 import inference
 from glyphs.commands.read import SOME_FAILED, read_together
 from glyphs.commands.read_arguments import parse
-from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.inference.parts import Parts, parts_folder
-from glyphs.process import Interrupted
+from glyphs.core.errors import ConfigError, DataError, GlyphError
+from glyphs.core.process import Interrupted
+from glyphs.output.parts import Parts, parts_folder
 from tests.conftest import ROOT, finish, refused, torchrun
 from tests.small import draw_glyph, save_small_onnx
 
@@ -152,7 +152,7 @@ def test_a_join_that_was_killed_is_done_again(command: list[str], tmp_path: Path
     whole = alone(command, tmp_path / "alone.jsonl")
     output = tmp_path / "x.jsonl"
     stopped(command, output, 2)
-    with patch("glyphs.inference.parts.os.fsync", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with patch("glyphs.output.parts.os.fsync", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         together(command, output, 1)
     assert output.read_bytes() == whole  # but nobody knows
     together(command, output, 2)
@@ -250,8 +250,8 @@ ONE_FAILS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import inference
-from glyphs.errors import DataError
-from glyphs.inference.predictor import GlyphPredictor
+from glyphs.core.errors import DataError
+from glyphs.reading.predictor import GlyphPredictor
 
 def fail(*arguments, **options):
     raise DataError("the disk of the second process is gone")

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import inference
-from glyphs.errors import ConfigError
-from glyphs.inference.automaton import MOST_STATES, Automaton, pattern_automaton, word_automaton
-from glyphs.inference.lattice import Known, matching_path
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import read_page
+from glyphs.core.errors import ConfigError
 from glyphs.pictures.page import Box, Line, Page, Piece
+from glyphs.reading.automaton import MOST_STATES, Automaton, pattern_automaton, word_automaton
+from glyphs.reading.lattice import Known, matching_path
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.reading.reader import read_page
 from tests.conftest import ROOT, refused
 from tests.test_reader import write
 

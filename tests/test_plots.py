@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from glyphs import plots
+from glyphs.core.errors import GlyphError
 from glyphs.data.emnist import CLASS_NAMES
-from glyphs.errors import GlyphError
+from glyphs.output import plots
 
 ODD_NAMES = ["字", "ش", "א", "अ", "$x$", "$", "a\nb", "\\", "", "hiragana_letter_small_a", "😀", "\u0301"]
 

@@ -1,4 +1,4 @@
-"""glyphs.inference.predictor: what it says must be what the model says about what was made of the picture."""
+"""glyphs.reading.predictor: what it says must be what the model says about what was made of the picture."""
 
 import concurrent.futures
 import itertools
@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from glyphs import devices
-from glyphs.cpus import usable_cpus
-from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
-from glyphs.inference import predictor as predict
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.results import relative_names
+from glyphs.core import devices
+from glyphs.core.cpus import usable_cpus
+from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.core.text import PRIORS
+from glyphs.models.checkpoint import load_checkpoint, load_model, write_checkpoint
+from glyphs.output.results import relative_names
 from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess
-from glyphs.text import PRIORS
-from glyphs.training.checkpoint import load_checkpoint, load_model, write_checkpoint
+from glyphs.reading import predictor as predict
+from glyphs.reading.predictor import GlyphPredictor
 from tests.conftest import refused, run_python
 from tests.small import NAMES, draw_glyph, onnx_weights, save_small_checkpoint, save_small_onnx
 
@@ -374,7 +374,7 @@ def test_names_relative_to_what_they_share(
 
 FORKS = """
 import os, sys, torch
-from glyphs.inference.predictor import GlyphPredictor
+from glyphs.reading.predictor import GlyphPredictor
 from tests.small import draw_glyph
 torch.set_num_threads(2)
 torch.rand(512, 512) @ torch.rand(512, 512)  # OpenMP starts its threads

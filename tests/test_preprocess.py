@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw
 from scipy import ndimage
 
+from glyphs.core.errors import GlyphError, PictureError
 from glyphs.data.idx import read_idx
-from glyphs.errors import GlyphError, PictureError
 from glyphs.pictures.decode import MAX_PIXELS, Source, open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess
 from tests.small import declared_png

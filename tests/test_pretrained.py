@@ -9,8 +9,8 @@ import torch
 from benchmarks.pictures import list_pictures, true_class
 from glyphs.data.loaders import get_test_loader
 from glyphs.evaluation.evaluator import Evaluator
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.training.checkpoint import load_model
+from glyphs.models.checkpoint import load_model
+from glyphs.reading.predictor import GlyphPredictor
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "pretrained"

@@ -11,10 +11,10 @@ import tqdm.auto
 import tqdm.std
 from torch import nn
 
+from glyphs.core.progress import line_above, progress
 from glyphs.data.loaders import TensorLoader
 from glyphs.evaluation.evaluator import Evaluator
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.progress import line_above, progress
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer
 from tests.small import CLASSES, make_config, make_loaders

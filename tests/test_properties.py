@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import glyphs.pictures.glyph
-from glyphs.arrays import Floats
+from glyphs.core.arrays import Floats
+from glyphs.core.errors import PictureError
 from glyphs.data.folder import prepare
-from glyphs.errors import PictureError
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import read_page
 from glyphs.pictures.glyph import Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.reading.reader import read_page
 from tests.small import draw_glyph, save_small_onnx
 
 # The same pictures in every run, as many as take seconds.
@@ -128,8 +128,8 @@ def test_a_fault_of_the_program_costs_one_text(tmp_path: Path, monkeypatch: pyte
     def read(page: Page, *rest: Any) -> Any:
         return read_page(page, *rest) if page.ink.shape[1] % 17 else 1 // 0
 
-    monkeypatch.setattr("glyphs.inference.predictor.find_lines", find)
-    monkeypatch.setattr("glyphs.inference.predictor.read_page", read)
+    monkeypatch.setattr("glyphs.reading.predictor.find_lines", find)
+    monkeypatch.setattr("glyphs.reading.predictor.read_page", read)
     sizes = {"a.png": (80, 80), "b.png": (20, 13), "c.png": (170, 100), "d.png": (80, 80)}
     for name, size in sizes.items():
         draw_glyph().resize(size).save(tmp_path / name)

@@ -16,11 +16,14 @@ import inference
 from benchmarks.text import Result, edit_distance, error_rate, interval, plain
 from glyphs.commands.read import SOME_FAILED
 from glyphs.commands.read_arguments import parse
+from glyphs.core.errors import ConfigError, DataError
 from glyphs.data.demo import font_folder
-from glyphs.errors import ConfigError, DataError
-from glyphs.inference.lattice import Choice, best_path, is_mark, lattice_of, likeliest_paths, score_candidates
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import (
+from glyphs.pictures.background import without_background
+from glyphs.pictures.decode import to_grey
+from glyphs.pictures.page import Box, Line, Page, Piece, cut_piece, find_lines, find_parts
+from glyphs.reading.lattice import Choice, best_path, is_mark, lattice_of, likeliest_paths, score_candidates
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.reading.reader import (
     holds_capitals,
     holds_digits_only,
     label,
@@ -29,9 +32,6 @@ from glyphs.inference.reader import (
     set_case,
     split_words,
 )
-from glyphs.pictures.background import without_background
-from glyphs.pictures.decode import to_grey
-from glyphs.pictures.page import Box, Line, Page, Piece, cut_piece, find_lines, find_parts
 from tests.conftest import ROOT
 from tests.small import save_small_onnx
 

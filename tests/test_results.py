@@ -1,4 +1,4 @@
-"""glyphs.inference.results: rows as files and as text."""
+"""glyphs.output.results: rows as files and as text."""
 
 import csv
 import json
@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from glyphs.errors import ConfigError, DataError, GlyphError
-from glyphs.inference import results as results_module
-from glyphs.inference.results import json_row, open_pipe, open_results, open_terminal
-from glyphs.inference.rows import Candidate, Character, FormReading, Prediction, Reading, RowKind, TextLine, Word
+from glyphs.core.errors import ConfigError, DataError, GlyphError
+from glyphs.output import results as results_module
+from glyphs.output.results import json_row, open_pipe, open_results, open_terminal
+from glyphs.output.rows import Candidate, Character, FormReading, Prediction, Reading, RowKind, TextLine, Word
 from tests.conftest import refused
 
 SURE = Prediction("a.png", "ok", "A", 0.75, (Candidate("A", 0.75), Candidate("4", 0.25)))

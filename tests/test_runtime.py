@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import glyphs.devices
-from glyphs.data.protocols import Batch, fetch_steps
-from glyphs.devices import (
+import glyphs.core.devices
+from glyphs.core.devices import (
     autocast_dtype,
     choose_device,
     describe_device,
@@ -23,9 +22,10 @@ from glyphs.devices import (
     sums_dtype,
     use_deterministic_algorithms,
 )
-from glyphs.errors import ConfigError, TrainingError
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.randomness import address, seed_everything
+from glyphs.core.errors import ConfigError, TrainingError
+from glyphs.core.protocols import Batch, fetch_steps
+from glyphs.core.randomness import address, seed_everything
+from glyphs.models.network import EnhancedGlyphCNN
 from tests.conftest import refused
 
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_mps_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert (device.type, describe_device(device)) == ("mps", "Apple GPU")
     assert autocast_dtype(device) is torch.float32
     assert (sums_dtype(device), sums_dtype(CPU)) == (torch.float32, torch.float64)
-    monkeypatch.setattr(glyphs.devices, "world_size", lambda: 2)
+    monkeypatch.setattr(glyphs.core.devices, "world_size", lambda: 2)
     with refused(ConfigError, "--device mps: 2 processes", "--device cpu"):
         choose_device("mps")
 
@@ -242,7 +242,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("allowed", "threads"), [(1, 1), (64, 2)])
 def test_no_more_threads_than_the_process_may_run(monkeypatch: pytest.MonkeyPatch, allowed: int, threads: int) -> None:
-    monkeypatch.setattr(glyphs.devices, "usable_cpus", lambda: allowed)
+    monkeypatch.setattr(glyphs.core.devices, "usable_cpus", lambda: allowed)
     limit_threads()
     assert torch.get_num_threads() == threads
 

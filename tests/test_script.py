@@ -21,10 +21,10 @@ from PIL import Image
 from enhanced_glyph_recognition import main
 from glyphs.commands.runs import REPORTS
 from glyphs.commands.train import confirmed
-from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError
-from glyphs.files import claim_folder
+from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.core.files import claim_folder
+from glyphs.models.checkpoint import load_checkpoint
 from glyphs.training.callbacks import EpochLine
-from glyphs.training.checkpoint import load_checkpoint
 from glyphs.training.trainer import Trainer
 from tests.conftest import finish, refused, write_emnist
 from tests.small import all_state, assert_identical

@@ -27,13 +27,13 @@ from PIL import Image
 
 import inference
 from benchmarks.service_torture import BROKEN, bomb
-from glyphs.arrays import Bytes, Probabilities
-from glyphs.errors import ConfigError
-from glyphs.inference import networks
-from glyphs.inference import service as service_module
-from glyphs.inference.engine import Engine
-from glyphs.inference.gate import Limits, Metrics
-from glyphs.inference.predictor import GlyphPredictor
+from glyphs.core.arrays import Bytes, Probabilities
+from glyphs.core.errors import ConfigError
+from glyphs.models import runtime as networks
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.serving import service as service_module
+from glyphs.serving.engine import Engine
+from glyphs.serving.gate import Limits, Metrics
 from tests.conftest import ROOT, Running, refused, run_python, running
 from tests.small import NAMES, draw_glyph, save_small_onnx
 
@@ -48,10 +48,10 @@ def limited(model: Path, collect: Path | None = None, **limits: float) -> contex
     code = f"""
         import sys
         from pathlib import Path
-        from glyphs.process import run
-        from glyphs.inference.predictor import GlyphPredictor
-        from glyphs.inference.gate import Limits
-        from glyphs.inference.service import serve
+        from glyphs.core.process import run
+        from glyphs.reading.predictor import GlyphPredictor
+        from glyphs.serving.gate import Limits
+        from glyphs.serving.service import serve
         model = Path({str(model)!r})
         sys.exit(run(lambda: serve([GlyphPredictor(model)], {options}, limits=Limits(**{limits!r}))))
     """
@@ -478,9 +478,9 @@ def test_a_bug_shows_nothing_to_the_client(model: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from glyphs.process import run
-        from glyphs.inference.predictor import GlyphPredictor
-        from glyphs.inference.service import serve
+        from glyphs.core.process import run
+        from glyphs.reading.predictor import GlyphPredictor
+        from glyphs.serving.service import serve
         model = Path({str(model)!r})
         predictor = GlyphPredictor(model)
         def network(images):
@@ -627,7 +627,7 @@ def test_other_machines_need_a_token(model: Path) -> None:
 
 
 def test_the_service_does_not_load_torch(model: Path) -> None:
-    code = "import sys, glyphs.inference.service\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    code = "import sys, glyphs.serving.service\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

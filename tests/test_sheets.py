@@ -14,11 +14,10 @@ from scipy import ndimage
 
 import inference
 from glyphs.commands.sheets import make_folder, print_sheet
+from glyphs.core.errors import ConfigError, DataError, PictureError
 from glyphs.data.folder import load_folders
-from glyphs.errors import ConfigError, DataError, PictureError
-from glyphs.pictures.decode import to_grey
-from glyphs.pictures.marks import apply, find_marks, homography, straighten
-from glyphs.pictures.sheet import (
+from glyphs.forms.marks import apply, find_marks, homography, straighten
+from glyphs.forms.sheet import (
     BOX,
     CAPACITY,
     CODE_LEFT,
@@ -34,6 +33,7 @@ from glyphs.pictures.sheet import (
     decode,
     paginate,
 )
+from glyphs.pictures.decode import to_grey
 from samples.fill import Floats, fill, photograph
 from tests.conftest import refused
 
@@ -45,7 +45,7 @@ def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A printed page of three classes, a row each, so that cutting it is quick."""
     path = tmp_path_factory.mktemp("sheet") / "sheet.png"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glyphs.pictures.sheet.MOST_ROWS", len(NAMES))
+        patch.setattr("glyphs.forms.sheet.MOST_ROWS", len(NAMES))
         print_sheet(" ".join(NAMES), path)
     return path
 

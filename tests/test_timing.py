@@ -1,4 +1,4 @@
-"""glyphs.timing: what it measures must take as long as it says."""
+"""glyphs.core.timing: what it measures must take as long as it says."""
 
 import time
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glyphs import timing
-from glyphs.timing import Timing, time_networks
+from glyphs.core import timing
+from glyphs.core.timing import Timing, time_networks
 
 
 def test_times_are_those_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:

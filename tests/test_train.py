@@ -15,17 +15,17 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.devices import use_deterministic_algorithms
+from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
+from glyphs.core.process import Interrupted
+from glyphs.core.protocols import Batch, Loader, fetch_steps
+from glyphs.core.randomness import seed_everything
 from glyphs.data.loaders import TensorLoader
-from glyphs.data.protocols import Batch, Loader, fetch_steps
-from glyphs.devices import use_deterministic_algorithms
-from glyphs.errors import CheckpointError, ConfigError, DataError, GlyphError, TrainingError
-from glyphs.model import EnhancedGlyphCNN
-from glyphs.process import Interrupted
-from glyphs.randomness import seed_everything
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
+from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.training import trainer as trainer_module
 from glyphs.training.callbacks import Callback, Run
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
 from glyphs.training.schedule import cosine_with_warmup

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.distributed import rank
+from glyphs.core.errors import ConfigError
+from glyphs.core.process import say
 from glyphs.data.loaders import TensorLoader
-from glyphs.distributed import rank
-from glyphs.errors import ConfigError
 from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.reports import write_reports
-from glyphs.model import ViewAverage
-from glyphs.process import say
-from glyphs.training.checkpoint import BEST_MODEL, require_classes
+from glyphs.models.checkpoint import BEST_MODEL, require_classes
+from glyphs.models.network import ViewAverage
 
 
 def evaluation_config(path: Path, trained_with: Config, given: dict[str, Any]) -> Config:

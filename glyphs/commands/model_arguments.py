@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
-from glyphs.config import EXPORT_FORMATS, Config
-from glyphs.errors import ConfigError
+from glyphs.core.config import EXPORT_FORMATS, Config
+from glyphs.core.errors import ConfigError
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:

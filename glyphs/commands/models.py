@@ -5,19 +5,19 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from glyphs.analysis.analyzer import ModelAnalyzer, format_analysis, write_report
-from glyphs.analysis.comparator import ModelComparator
 from glyphs.commands.model_arguments import wants_data
 from glyphs.commands.terminal import show_log
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.devices import explain_out_of_memory, limit_threads
+from glyphs.core.errors import ConfigError
+from glyphs.core.files import claim_folder, explain_write_error, replace_file
+from glyphs.core.process import say
 from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
 from glyphs.data.overlap import overlap
-from glyphs.devices import explain_out_of_memory, limit_threads
-from glyphs.errors import ConfigError
-from glyphs.export import check_packages, choose_format
-from glyphs.files import claim_folder, explain_write_error, replace_file
-from glyphs.process import say
-from glyphs.training.checkpoint import load_checkpoint, require_classes
+from glyphs.evaluation.analyzer import ModelAnalyzer, format_analysis, write_report
+from glyphs.evaluation.comparator import ModelComparator
+from glyphs.models.checkpoint import load_checkpoint, require_classes
+from glyphs.models.export import check_packages, choose_format
 
 PICTURES = Path("outputs")  # where pictures go without --output
 OF_THE_DATA = ("dataset", "emnist_split", "preprocess", "seed", "val_split", "max_train_images")

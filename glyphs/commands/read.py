@@ -15,10 +15,13 @@ from PIL import Image
 from glyphs.commands.read_arguments import service_settings
 from glyphs.commands.sheets import cut_sheets, print_sheet
 from glyphs.commands.terminal import show_log
-from glyphs.config import Config
-from glyphs.errors import ConfigError, DataError, PictureError
-from glyphs.files import explain_write_error, replacing, too_long, valid_utf8
-from glyphs.inference.forms import (
+from glyphs.core.config import Config
+from glyphs.core.errors import ConfigError, DataError, PictureError
+from glyphs.core.files import explain_write_error, replacing, too_long, valid_utf8
+from glyphs.core.process import Interrupted, launched, say
+from glyphs.core.progress import line_above, progress
+from glyphs.core.text import one_line
+from glyphs.forms.forms import (
     Doubtful,
     Form,
     FormReader,
@@ -28,11 +31,9 @@ from glyphs.inference.forms import (
     write_form,
     write_review,
 )
-from glyphs.inference.networks import default_model
-from glyphs.inference.parts import Parts, parts_folder
-from glyphs.inference.predictor import GlyphPredictor
-from glyphs.inference.reader import read_words
-from glyphs.inference.results import (
+from glyphs.models.runtime import default_model
+from glyphs.output.parts import Parts, parts_folder
+from glyphs.output.results import (
     STDIN,
     ResultFile,
     open_pipe,
@@ -42,12 +43,11 @@ from glyphs.inference.results import (
     save_pixels,
     save_table,
 )
-from glyphs.inference.rows import FormReading, Reading, Row, RowKind
+from glyphs.output.rows import FormReading, Reading, Row, RowKind
 from glyphs.pictures.decode import Source, open_picture
 from glyphs.pictures.find import PictureFolder
-from glyphs.process import Interrupted, launched, say
-from glyphs.progress import line_above, progress
-from glyphs.text import one_line
+from glyphs.reading.predictor import GlyphPredictor
+from glyphs.reading.reader import read_words
 
 SOME_FAILED = 3  # the exit status
 
@@ -56,7 +56,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     """Do what the arguments ask for; return the exit status."""
     show_log()
     if launched():
-        from glyphs.distributed import barrier, process_group, rank, world_size  # PyTorch: not for one process
+        from glyphs.core.distributed import barrier, process_group, rank, world_size  # PyTorch: not for one process
 
         with process_group():
             if not shared(arguments):
@@ -75,7 +75,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     if shared(arguments) and parts_folder(arguments.output).exists():  # several processes have begun it
         return read_together(arguments, config, 0, 1, lambda: None)
     if arguments.serve:
-        from glyphs.inference.service import serve  # Starlette and uvicorn: not for a picture
+        from glyphs.serving.service import serve  # Starlette and uvicorn: not for a picture
 
         predictors = [make_predictor(model, arguments, config, threads=1) for model in models_of(arguments)]
         serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))
@@ -133,7 +133,7 @@ def begin_form(empty: Path, path: Path) -> None:
 
     Raises GlyphError.
     """
-    from glyphs.plots import plot_reading  # matplotlib: not for reading
+    from glyphs.output.plots import plot_reading  # matplotlib: not for reading
 
     drawing = path.with_suffix(".png")
     for target in (path, drawing):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
-from glyphs.config import PREPROCESSING, Config
-from glyphs.text import ALPHABETS, PRIORS, alphabet_of
+from glyphs.core.config import PREPROCESSING, Config
+from glyphs.core.text import ALPHABETS, PRIORS, alphabet_of
 
 SHOWN_CLASSES, MOST_CLASSES = 5, 1000
 DOUBTFUL = 0.8  # a field that is less probable is for a person to look at

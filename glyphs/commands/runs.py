@@ -5,11 +5,11 @@ import itertools
 import os
 from pathlib import Path
 
-from glyphs.config import Config
-from glyphs.errors import CheckpointError, ConfigError
-from glyphs.files import explain_write_error
-from glyphs.process import say
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, is_finished, load_checkpoint
+from glyphs.core.config import Config
+from glyphs.core.errors import CheckpointError, ConfigError
+from glyphs.core.files import explain_write_error
+from glyphs.core.process import say
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, is_finished, load_checkpoint
 
 # What a run writes besides its checkpoints and config.json; --overwrite takes them out of the way of the new run.
 REPORTS = (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import glyphs
-from glyphs.config import GROUPS, Config
-from glyphs.errors import CheckpointError, ConfigError, SettingError
-from glyphs.text import one_line
+from glyphs.core.config import GROUPS, Config
+from glyphs.core.errors import CheckpointError, ConfigError, SettingError
+from glyphs.core.text import one_line
 
 
 class Parser(argparse.ArgumentParser):

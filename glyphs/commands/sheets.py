@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from glyphs.arrays import Bytes
-from glyphs.errors import ConfigError, DataError, PictureError
-from glyphs.files import explain_write_error, too_long, valid_utf8
-from glyphs.inference.results import save_pixels
+from glyphs.core.arrays import Bytes
+from glyphs.core.errors import ConfigError, DataError, PictureError
+from glyphs.core.files import explain_write_error, too_long, valid_utf8
+from glyphs.core.process import Interrupted, say
+from glyphs.core.progress import line_above, progress
+from glyphs.core.text import one_line
+from glyphs.forms.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, SheetPage, classes_of, cut_sheet, paginate
+from glyphs.output.results import save_pixels
 from glyphs.pictures.decode import Source, explain_fault, open_picture, to_grey
 from glyphs.pictures.glyph import GlyphStatus, preprocess, to_bytes
-from glyphs.pictures.sheet import COLUMNS, PAPER, RULE_GREY, RULE_WIDTH, SheetPage, classes_of, cut_sheet, paginate
-from glyphs.process import Interrupted, say
-from glyphs.progress import line_above, progress
-from glyphs.text import one_line
 
 HEADING = "Page {} of {}\nOne character in each box, with a dark pen, clear of its sides.\nBoxes may stay empty."
 
@@ -25,7 +25,7 @@ def print_sheet(alphabet: str, path: Path) -> None:
     pages = paginate(classes_of(alphabet))
     if len(pages) > 1 and path.suffix.lower() == ".png":
         raise ConfigError(f"{path}: the sheet has {len(pages)} pages, which a .png cannot hold; name a .pdf")
-    from glyphs.plots import PrintedPage, plot_pages  # matplotlib: not for cutting
+    from glyphs.output.plots import PrintedPage, plot_pages  # matplotlib: not for cutting
 
     printed = [
         PrintedPage(page.squares(), page.rules(), page.labels(), HEADING.format(page.number, page.count))

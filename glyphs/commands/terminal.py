@@ -2,7 +2,7 @@
 
 import logging
 
-from glyphs.progress import line_above
+from glyphs.core.progress import line_above
 
 
 class Terminal(logging.Handler):

@@ -15,23 +15,23 @@ from torch import nn
 from glyphs.commands.runs import drop_replaced, refuse_place, refuse_run, set_aside
 from glyphs.commands.settings import naming_flags
 from glyphs.commands.terminal import show_log
-from glyphs.config import Config
-from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
-from glyphs.data.overlap import overlap
-from glyphs.devices import (
+from glyphs.core.config import Config
+from glyphs.core.devices import (
     choose_device,
     describe_device,
     explain_out_of_memory,
     limit_threads,
     use_deterministic_algorithms,
 )
-from glyphs.distributed import barrier, process_group, rank
-from glyphs.errors import CheckpointError, ConfigError
-from glyphs.files import claim_folder
-from glyphs.process import say
-from glyphs.randomness import address, seed_everything
-from glyphs.training.architecture import make_model, require_arch
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
+from glyphs.core.distributed import barrier, process_group, rank
+from glyphs.core.errors import CheckpointError, ConfigError
+from glyphs.core.files import claim_folder
+from glyphs.core.process import say
+from glyphs.core.randomness import address, seed_everything
+from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
+from glyphs.data.overlap import overlap
+from glyphs.models.architecture import make_model, require_arch
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer, make_optimizer
@@ -155,7 +155,7 @@ def train(
         say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
     if not arguments.skip_eval and rank() == 0:
-        from glyphs.plots import plot_training_history  # matplotlib: not before training
+        from glyphs.output.plots import plot_training_history  # matplotlib: not before training
 
         plot_training_history(history, output_dir / "training_history.png")
     return config, data

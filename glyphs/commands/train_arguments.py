@@ -13,9 +13,9 @@ from glyphs.commands.settings import (
     require_models,
     setting_groups,
 )
-from glyphs.config import Config, read_config
-from glyphs.errors import CheckpointError
-from glyphs.process import launched, silence
+from glyphs.core.config import Config, read_config
+from glyphs.core.errors import CheckpointError
+from glyphs.core.process import launched, silence
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:

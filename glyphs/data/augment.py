@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphs.model import as_floats
+from glyphs.models.network import as_floats
 
 SCALE_RANGE = 0.1  # each image is enlarged or shrunk by up to a tenth, each axis for itself
 

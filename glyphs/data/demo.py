@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from glyphs.core.errors import DataError
+from glyphs.core.randomness import address
 from glyphs.data.augment import augment
-from glyphs.errors import DataError
-from glyphs.randomness import address
 
 DEMO_CLASSES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 FONTS = (

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from glyphs.randomness import address
+from glyphs.core.randomness import address
 
 
 def stratified_split(labels: Tensor, index: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

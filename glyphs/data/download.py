@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glyphs.errors import DataError
-from glyphs.files import explain_write_error
-from glyphs.progress import progress
+from glyphs.core.errors import DataError
+from glyphs.core.files import explain_write_error
+from glyphs.core.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glyphs.core.distributed import in_turn
+from glyphs.core.errors import DataError
+from glyphs.core.files import LOCK, claim_folder, explain_write_error, replace_file
 from glyphs.data.download import digest, download, only_if_used
 from glyphs.data.idx import read_idx
-from glyphs.distributed import in_turn
-from glyphs.errors import DataError
-from glyphs.files import LOCK, claim_folder, explain_write_error, replace_file
 
 log = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glyphs.cpus import usable_cpus
+from glyphs.core.cpus import usable_cpus
+from glyphs.core.errors import DataError, PictureError
+from glyphs.core.files import explain_write_error, replace_file, valid_utf8
+from glyphs.core.progress import progress
 from glyphs.data.division import hold_out
-from glyphs.errors import DataError, PictureError
-from glyphs.files import explain_write_error, replace_file, valid_utf8
 from glyphs.pictures.find import PictureFolder, is_folder, is_hidden
 from glyphs.pictures.glyph import SIDE, VERSION, Glyph, Mode, preprocess
-from glyphs.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glyphs.errors import DataError
+from glyphs.core.errors import DataError
 
 UNSIGNED_BYTE = 0x08  # the one element type that EMNIST uses
 

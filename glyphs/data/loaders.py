@@ -19,17 +19,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from glyphs.config import Config
+from glyphs.core.config import Config
+from glyphs.core.devices import move
+from glyphs.core.distributed import in_turn, rank
+from glyphs.core.errors import ConfigError
+from glyphs.core.randomness import address
 from glyphs.data.augment import augment
 from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.division import hold_out, stratified_split
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
 from glyphs.data.overlap import copies
-from glyphs.devices import move
-from glyphs.distributed import in_turn, rank
-from glyphs.errors import ConfigError
-from glyphs.model import as_floats
-from glyphs.randomness import address
+from glyphs.models.network import as_floats
 
 CHECKSUM_ROWS = 65536  # images read at a time, since there may be more than memory holds
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glyphs.config import Config
+from glyphs.core.config import Config
 
 WITHOUT_LETTERS = ("digits", "mnist")
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from glyphs.data.protocols import Loader, run_model
-from glyphs.model import as_floats
-from glyphs.training.checkpoint import build_model, load_checkpoint, write_checkpoint
+from glyphs.core.protocols import Loader, run_model
+from glyphs.models.checkpoint import build_model, load_checkpoint, write_checkpoint
+from glyphs.models.network import as_floats
 
 COLDEST, HOTTEST = 0.05, 20.0  # bounds for a validation part too small or too easy to say anything
 
@@ -41,7 +41,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, class_prior: str = "data"
 def calibrate_checkpoint(path: Path, val_loader: Loader, device: torch.device, arch: str | None = None) -> float:
     """Fit a temperature to the model of a checkpoint, store it in the file, and return it.
 
-    arch : as for `glyphs.training.checkpoint.build_model`.
+    arch : as for `glyphs.models.checkpoint.build_model`.
 
     Raises
     ------

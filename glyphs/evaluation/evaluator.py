@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from glyphs.data.protocols import Divisible, Loader, own_share, run_model
-from glyphs.distributed import merge_rows, total, world_size
-from glyphs.errors import CheckpointError, DataError
+from glyphs.core.distributed import merge_rows, total, world_size
+from glyphs.core.errors import CheckpointError, DataError
+from glyphs.core.progress import progress
+from glyphs.core.protocols import Divisible, Loader, own_share, run_model
 from glyphs.evaluation.metrics import Evaluation
-from glyphs.model import as_floats, modes_kept
-from glyphs.progress import progress
+from glyphs.models.network import as_floats, modes_kept
 
 
 class Evaluator:

@@ -6,10 +6,10 @@ from pathlib import Path
 from sklearn.metrics import classification_report
 from torch import Tensor
 
-from glyphs import plots
+from glyphs.core.files import replace_file
+from glyphs.core.text import heading, one_line, table
 from glyphs.evaluation.metrics import Evaluation, calibration_bins, metrics
-from glyphs.files import replace_file
-from glyphs.text import heading, one_line, table
+from glyphs.output import plots
 
 LISTED = 10  # lines in each list of the misclassification analysis
 SHEET_IMAGES = 48
@@ -26,7 +26,7 @@ def write_reports(
 
     Raises
     ------
-    GlyphError : as `glyphs.files.replace_file` does.
+    GlyphError : as `glyphs.core.files.replace_file` does.
     """
     result = {"split": split, "checkpoint": checkpoint, **metrics(evaluation)}
     names = evaluation.class_names

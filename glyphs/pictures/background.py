@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from glyphs.arrays import Floats, Mask
+from glyphs.core.arrays import Floats, Mask
 from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.morphology import closing, components_of, dilate
 

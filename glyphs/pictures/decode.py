@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from glyphs.arrays import Floats
-from glyphs.errors import GlyphError, PictureError
-from glyphs.files import valid_utf8
+from glyphs.core.arrays import Floats
+from glyphs.core.errors import GlyphError, PictureError
+from glyphs.core.files import valid_utf8
 
 if TYPE_CHECKING:
     from torch import Tensor

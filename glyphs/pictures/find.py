@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from glyphs.errors import DataError, PictureError
+from glyphs.core.errors import DataError, PictureError
 
 # What counts as a picture.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico")

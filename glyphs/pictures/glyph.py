@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from glyphs.arrays import Bytes, Floats, Mask, Points
+from glyphs.core.arrays import Bytes, Floats, Mask, Points
 from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, to_grey
 from glyphs.pictures.morphology import closing, dilate, framed, opening
 

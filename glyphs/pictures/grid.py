@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.arrays import Mask, Points
+from glyphs.core.arrays import Mask, Points
 from glyphs.pictures.morphology import Components, dilate, windows
 
 # Lengths are shares of the page's shorter side

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.arrays import Mask
+from glyphs.core.arrays import Mask
 
 
 class Components(NamedTuple):

@@ -5,7 +5,7 @@
 The paper is levelled.  Where the picture shows a grid, what stands in each of its cells is a piece (see
 glyphs.pictures.grid).  Else ruled lines and the boxes of form fields are taken away, connected ink is grouped into
 lines, and what may be several characters is cut where its strokes are thin: more often than needed, because only
-recognition can tell where one character ends (see glyphs.inference.reader).
+recognition can tell where one character ends (see glyphs.reading.reader).
 """
 
 import itertools
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.arrays import Floats, Mask
+from glyphs.core.arrays import Floats, Mask
 from glyphs.pictures.background import without_background
 from glyphs.pictures.glyph import rescale, resize
 from glyphs.pictures.grid import Grid, cell_numbers, find_grid

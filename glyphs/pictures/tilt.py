@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glyphs.arrays import Floats
+from glyphs.core.arrays import Floats
 from glyphs.pictures.morphology import Components
 
 WIDEST_PARTS, LEAST_WIDTH = 12, 0.25  # so many parts are looked at, and so wide ones: a share of the page's width

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from glyphs.config import Config
-from glyphs.errors import ConfigError
-from glyphs.files import replace_file
-from glyphs.process import SIGNALS
-from glyphs.progress import progress
+from glyphs.core.config import Config
+from glyphs.core.errors import ConfigError
+from glyphs.core.files import replace_file
+from glyphs.core.process import SIGNALS
+from glyphs.core.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glyphs.config import Config
-from glyphs.data.protocols import Counted, Loader
-from glyphs.errors import ConfigError
+from glyphs.core.config import Config
+from glyphs.core.errors import ConfigError
+from glyphs.core.protocols import Counted, Loader
 
 
 class LogitAdjustedLoss(nn.CrossEntropyLoss):

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glyphs.data.protocols import Loader, fetch_steps, require_batches
-from glyphs.devices import autocast_dtype, move
-from glyphs.errors import TrainingError
-from glyphs.model import as_floats, modes_kept
-from glyphs.progress import progress
+from glyphs.core.devices import autocast_dtype, move
+from glyphs.core.errors import TrainingError
+from glyphs.core.progress import progress
+from glyphs.core.protocols import Loader, fetch_steps, require_batches
+from glyphs.models.network import as_floats, modes_kept
 
 if TYPE_CHECKING:
-    from glyphs.plots import Figure
+    from glyphs.output.plots import Figure
 
 RECENT = 5  # losses whose mean tells whether the sweep diverges
 DIVERGENCE = 4.0  # stop once that mean is this many times the lowest there was
@@ -39,7 +39,7 @@ class RangeTest:
 
     def plot(self, path: Path | None = None) -> "Figure":
         """The loss against the rate, as a matplotlib figure; written to a PNG file where a path is given."""
-        from glyphs.plots import plot_lr_finder  # matplotlib takes a second to import
+        from glyphs.output.plots import plot_lr_finder  # matplotlib takes a second to import
 
         return plot_lr_finder(self.learning_rates, self.losses, self.suggestion, path)
 

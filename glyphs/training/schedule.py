@@ -5,7 +5,7 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from glyphs.config import Config
+from glyphs.core.config import Config
 
 PLATEAU_PATIENCE = 3  # epochs without a better validation loss before the plateau schedule lowers the rate
 LONGEST_WARMUP = 0.2  # of the run, so that a run of two epochs is not all warm-up

@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from glyphs.config import Config
-from glyphs.data.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, run_model, start_anew
-from glyphs.devices import autocast_dtype, choose_device, move, sums_dtype, use_deterministic_algorithms
-from glyphs.distributed import (
+from glyphs.core.config import Config
+from glyphs.core.devices import autocast_dtype, choose_device, move, sums_dtype, use_deterministic_algorithms
+from glyphs.core.distributed import (
     Exchange,
     Orders,
     average_gradients,
@@ -37,15 +36,16 @@ from glyphs.distributed import (
     total,
     world_size,
 )
-from glyphs.errors import CheckpointError, ConfigError, TrainingError
-from glyphs.files import replace_file
-from glyphs.model import as_floats
-from glyphs.process import Interrupted
-from glyphs.progress import progress
-from glyphs.randomness import address, seed_everything
-from glyphs.text import first_line
+from glyphs.core.errors import CheckpointError, ConfigError, TrainingError
+from glyphs.core.files import replace_file
+from glyphs.core.process import Interrupted
+from glyphs.core.progress import progress
+from glyphs.core.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, run_model, start_anew
+from glyphs.core.randomness import address, seed_everything
+from glyphs.core.text import first_line
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, save_checkpoint, training_state
+from glyphs.models.network import as_floats
 from glyphs.training.callbacks import Callback, EpochLine, HistoryFile, ProgressBar, SignalWatch, TensorBoard
-from glyphs.training.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, save_checkpoint, training_state
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
 from glyphs.training.schedule import make_scheduler
@@ -74,8 +74,9 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
 class Trainer:
     """Trains a model, and writes checkpoints, config.json and history.csv into `config.output_dir`.
 
-    Where several processes work together (`glyphs.distributed.process_group`), each takes its share of every batch, and
-    process 0 writes.  What they compute is what one would, but for rounding, dropout and batch norm's statistics.
+    Where several processes work together (`glyphs.core.distributed.process_group`), each takes its share of every
+    batch, and process 0 writes.  What they compute is what one would, but for rounding, dropout and batch norm's
+    statistics.
 
     Parameters
     ----------
@@ -100,7 +101,8 @@ class Trainer:
     ConfigError : the loaders cannot be shared out among the processes there are, or there is no such device.
     DataError : a loader has no batch.
 
-    It does not keep a second process out of the folder, as the training script does: see `glyphs.files.claim_folder`.
+    It does not keep a second process out of the folder, as the training script does: see
+    `glyphs.core.files.claim_folder`.
 
     Examples
     --------

@@ -1,1 +1,0 @@
-"""Models taken apart and side by side."""

@@ -1,0 +1,1 @@
+"""Forms: printed sheets, scanned pages, boxes, fields."""

@@ -1,1 +1,0 @@
-"""Reading with a trained model: predictor, text, rows of results, service."""

@@ -1,0 +1,1 @@
+"""What comes out: rows, files of results, plots."""

@@ -1,0 +1,1 @@
+"""Reading characters and texts with a trained model."""
