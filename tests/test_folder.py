@@ -104,6 +104,81 @@ def test_train_and_test_folders_are_used_where_they_are(tmp_path: Path) -> None:
     assert (len(data.train.index) + len(data.val.index), len(data.test.index)) == (18, 6)
 
 
+@pytest.mark.parametrize(
+    "names", [("training", "testing", "valid"), ("Train", "Test", "Val"), ("TRAIN", "test_set", "validation")]
+)
+def test_parts_have_their_usual_names_in_any_case(
+    tmp_path: Path, names: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in zip(names, (6, 2, 3), strict=True):
+        make_folders(tmp_path / "data" / name, count)
+    (tmp_path / "data" / "labels").mkdir()
+    data = get_data_loaders(make_config(tmp_path))
+    assert data.class_names == ["3", "A", "B"]
+    assert [len(loader.index) for loader in data[:3]] == [18, 9, 6]
+    said = capsys.readouterr().err
+    assert "6 of 6 pictures in" in said  # the fonts repeat themselves
+    assert "9 of 9 pictures in" in said
+    assert "what else is in it is passed over: labels" in said
+
+
+def test_a_part_for_validation_is_enough(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data" / "train", 10)
+    make_folders(tmp_path / "data" / "val", 2)
+    data = get_data_loaders(make_config(tmp_path))
+    assert len(data.val.index) == 6
+    assert len(data.train.index) + len(data.test.index) == 30
+
+
+def test_two_names_for_the_same_part_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "Training"):
+        make_folders(tmp_path / "data" / name, 1)
+    with refused(DataError, tmp_path / "data", "Training and train are names for the same part", "remove one"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["data/{part}/{name}", "data/{name}/{part}", "data/train/{part}/{name}"])
+def test_parts_are_not_taken_for_classes(tmp_path: Path, folder: str) -> None:
+    for part in ("fold1", "fold2"):
+        for name in "AB3":
+            draw(tmp_path / folder.format(part=part, name=name) / "0.png", name)
+    with refused(DataError, "hold the same folders", "not classes; name parts train, val and test"):
+        load(tmp_path)
+
+
+def test_classes_may_have_folders_of_their_own(tmp_path: Path) -> None:
+    for name in ("A/images", "A/ours", "B/images", "B/theirs"):
+        for number in range(4):
+            draw(tmp_path / "data" / name / f"{number}.png", name[0], number)
+    assert load(tmp_path).class_names == ["A", "B"]
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folders(tmp_path / "data", 4)
+    for name in ("A/logo.SVG", "B/logo.svg", "B/notes.txt", "B/.DS_Store"):
+        (tmp_path / "data" / name).touch()
+    load(tmp_path)
+    assert "3 other files skipped (2 .svg, 1 .txt)" in capsys.readouterr().err
+
+
+def test_where_no_character_is_found_the_other_preparation_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folders(tmp_path / "data", 4)
+    blank = tmp_path / "data" / "A" / "blank.png"
+    Image.new("L", (40, 40), 255).save(blank)
+    for _ in range(2):  # what the cache remembers, too
+        load(tmp_path)
+        assert "(1 do not show one character: --preprocess plain takes" in capsys.readouterr().err
+    for number in range(4):
+        (tmp_path / "data" / "A" / f"{number}.png").unlink()
+    with refused(DataError, tmp_path / "data" / "A", "holds no usable picture", "--preprocess plain"):
+        load(tmp_path)
+    capsys.readouterr()
+    load(tmp_path, "plain")
+    assert "--preprocess" not in capsys.readouterr().err
+
+
 def test_the_images_are_mapped_from_disk(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
     images = load(tmp_path).images

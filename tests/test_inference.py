@@ -135,7 +135,7 @@ def test_a_folder_to_json(model: Path, pictures: Path, tmp_path: Path, capsys: p
     assert {len(row["top_k"]) for row in rows} == {0, 3}
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "7 pictures: 6 ok, 1 no glyph; 1 other files skipped\n"
+    assert captured.err == "7 pictures: 6 ok, 1 no glyph; 1 other files skipped (1 .txt)\n"
 
 
 def test_a_folder_to_csv(model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -280,6 +280,14 @@ def test_a_drawing(
     assert "prediction.png" in capsys.readouterr().err
     assert infer("--model", model, "--visualize", "other.png", "--image", "missing.png") == SOME_FAILED
     assert not Path("other.png").exists()
+
+
+def test_a_package_that_drawing_misses_is_known_before_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glyphs.commands.read.PLOTTING_PACKAGES", ("sys", "no_such_package"))
+    monkeypatch.setattr("glyphs.commands.read.make_reader", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        infer("--image", "a.png", "--visualize")
+    assert caught.value.name == "no_such_package"
 
 
 @pytest.mark.parametrize(

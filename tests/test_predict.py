@@ -23,7 +23,7 @@ from glyphs.core.text import PRIORS
 from glyphs.models.checkpoint import load_checkpoint, load_model, write_checkpoint
 from glyphs.output.results import relative_names
 from glyphs.pictures.decode import Source
-from glyphs.pictures.find import PictureFolder
+from glyphs.pictures.find import PictureFolder, describe_skipped
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.reading import predictor as predict
 from glyphs.reading.predictor import GlyphPredictor
@@ -315,7 +315,7 @@ def test_a_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
         found = list(pictures)
         assert [name for name, _ in found] == ["a.png", "a/deep/er/x.webp", "b.png", "b/a.JPG", "b/z.png", "c.tiff"]
         assert [path for _, path in found] == [f"{tmp_path}/{name}" for name, _ in found]
-        assert pictures.skipped == 1
+        assert describe_skipped(pictures.skipped) == "1 other files skipped (1 .txt)"
 
 
 def test_what_is_hidden_is_passed_over(tmp_path: Path) -> None:

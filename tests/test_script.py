@@ -194,6 +194,33 @@ def test_training_imports_nothing_that_only_evaluation_needs(tmp_path: Path) -> 
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+def test_a_package_that_tensorboard_misses_is_known_before_the_data_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "glyphs.training.callbacks.importlib.util.find_spec", lambda name: None if name == "tensorboard" else name
+    )
+    monkeypatch.setattr("glyphs.commands.train.get_data_loaders", None)
+    with refused(ConfigError, "pip install tensorboard"):
+        main([*QUICK, "--tensorboard", "--output-dir", str(tmp_path)])
+
+
+def test_a_backend_that_is_not_installed_is_not_asked_for(tmp_path: Path) -> None:
+    """Colab and Jupyter name theirs to the programs that a notebook starts."""
+    environment = os.environ | {"MPLBACKEND": "no_such_backend"}
+    code = (
+        "import sys; from pathlib import Path; from glyphs.core.process import run\n"
+        "def main():\n"
+        "    from glyphs.output.plots import plot_lr_finder\n"
+        "    plot_lr_finder([0.1, 0.2, 0.3], [3.0, 2.0, 4.0], 0.1, Path(sys.argv[1]))\n"
+        "sys.exit(run(main))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()
+
+
 def test_a_package_that_evaluation_misses_is_known_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from glyphs.commands.terminal import show_log
 from glyphs.core.config import Config
 from glyphs.core.errors import ConfigError, DataError, PictureError
 from glyphs.core.files import explain_write_error, replacing, too_long, valid_utf8
-from glyphs.core.process import Interrupted, launched, say
+from glyphs.core.process import PLOTTING_PACKAGES, Interrupted, launched, require_packages, say
 from glyphs.core.progress import line_above, progress
 from glyphs.core.text import one_line
 from glyphs.forms.forms import (
@@ -45,7 +45,7 @@ from glyphs.output.results import (
 )
 from glyphs.output.rows import FormReading, Reading, Row, RowKind
 from glyphs.pictures.decode import Source, open_picture
-from glyphs.pictures.find import PictureFolder
+from glyphs.pictures.find import PictureFolder, describe_skipped
 from glyphs.reading.predictor import GlyphPredictor
 from glyphs.reading.reader import read_words
 
@@ -80,6 +80,8 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         predictors = [make_predictor(model, arguments, config, threads=1) for model in models_of(arguments)]
         serve(predictors, text=arguments.text, top_k=arguments.top_k, **service_settings(arguments))
         return 0
+    if arguments.visualize:
+        require_packages(*PLOTTING_PACKAGES)
     form = read_form(arguments.fields) if arguments.fields else None
     kind = kind_of(arguments, form)
     if arguments.output:
@@ -103,7 +105,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
                 raise
             sys.stdout.flush()  # here, where a reader who has gone is no error
         if folder or arguments.output:
-            say(results.summary() + (f"; {folder.skipped:,} other files skipped" if folder else ""))
+            say(results.summary() + (f"; {describe_skipped(folder.skipped)}" if folder else ""))
         if isinstance(reader, FormReader) and page:
             review(page, reader, folder or images, arguments, doubtful, results.counts.total())
     if arguments.visualize and alone:
@@ -250,7 +252,7 @@ def read_together(
                     say(not_saved(table))
 
             results = ResultFile(parts.write, counts=parts.join(folder, tell))
-            say(f"{results.summary()}; {folder.skipped:,} other files skipped")
+            say(f"{results.summary()}; {describe_skipped(folder.skipped)}")
             failed = results.counts["failed"]
             if isinstance(reader, FormReader) and page:
                 review(page, reader, folder, arguments, {}, results.counts.total())

@@ -9,6 +9,7 @@ from glyphs.core.config import Config
 from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.core.files import explain_write_error
 from glyphs.core.process import say
+from glyphs.data.layout import part_folders
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, is_finished, load_checkpoint
 
 # What a run writes besides its checkpoints and config.json; --overwrite takes them out of the way of the new run.
@@ -52,9 +53,11 @@ def refuse_run(output_dir: Path) -> None:
 def refuse_place(config: Config) -> None:
     """Raise ConfigError if the output folder would be a class of the data set, or lie in one."""
     data = Path(config.data_dir)
-    roots = [data / "train", data / "test"] if (data / "train").is_dir() else [data]
+    if config.dataset != "folder":
+        return
+    roots = (part_folders(data).values() if data.is_dir() else ()) or [data]
     output = Path(os.path.realpath(config.output_dir))  # Path.resolve raises where links go in circles
-    if config.dataset == "folder" and any(output.is_relative_to(os.path.realpath(root)) for root in roots):
+    if any(output.is_relative_to(os.path.realpath(root)) for root in roots):
         raise ConfigError(
             f"--output-dir {config.output_dir}: lies among the classes in {data}, and would be read as one more; "
             "choose another"

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,19 +25,19 @@ from glyphs.core.devices import (
 from glyphs.core.distributed import barrier, process_group, rank
 from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.core.files import claim_folder
-from glyphs.core.process import say
+from glyphs.core.process import PLOTTING_PACKAGES, require_packages, say
 from glyphs.core.randomness import address, seed_everything
 from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
 from glyphs.data.overlap import overlap
 from glyphs.models.architecture import make_model, require_arch
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
+from glyphs.training.callbacks import require_tensorboard
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer, make_optimizer
 
 FAR = 10  # times: a learning rate that much above or below the one set is worth a word
-# What evaluation needs besides training; that one is missing should be known before the training.
-EVALUATION_PACKAGES = ("sklearn", "matplotlib", "seaborn")
+EVALUATION_PACKAGES = ("sklearn", *PLOTTING_PACKAGES)
 
 
 def train_or_evaluate(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
@@ -124,9 +123,11 @@ def train(
     arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: torch.device
 ) -> tuple[Config, DataLoaders]:
     """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
-    for package in () if arguments.skip_eval else EVALUATION_PACKAGES:
-        if importlib.util.find_spec(package) is None:  # importing them would take two seconds
-            raise ModuleNotFoundError(name=package)
+    require_packages("scipy", *(() if arguments.skip_eval else EVALUATION_PACKAGES))
+    if arguments.lr_finder:
+        require_packages(*PLOTTING_PACKAGES)
+    if config.tensorboard:
+        require_tensorboard()
     data = get_data_loaders(config, device)
     seed_everything(address(config.seed, "weights"))
     model: nn.Module

@@ -1,6 +1,7 @@
 """How a process starts, is interrupted and ends: errors and signals as exit statuses."""
 
 import errno
+import importlib.util
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from glyphs.core.text import one_line
 
 USER_ERROR = 2
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name))
+PLOTTING_PACKAGES = ("matplotlib", "seaborn")
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -39,6 +41,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def require_packages(*names: str) -> None:
+    """Raise ModuleNotFoundError for a package that the work will need at its end: now, not after hours of it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:  # importing them would take seconds
+            raise ModuleNotFoundError(name=name)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Run a script's main function and return its exit status.
 
@@ -54,6 +63,8 @@ def run(main: Callable[[], int | None]) -> int:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - it stays open
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: not every terminal knows each character
+    # Notebooks tell the programs that they start to draw by a package that need not be installed here.
+    os.environ.pop("MPLBACKEND", None)
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, interrupt)

@@ -14,9 +14,10 @@ import logging
 import os
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import joblib
 import numpy as np
@@ -28,8 +29,9 @@ from glyphs.core.errors import DataError, PictureError
 from glyphs.core.files import explain_write_error, replace_file, valid_utf8
 from glyphs.core.progress import progress
 from glyphs.data.division import hold_out
-from glyphs.pictures.find import PictureFolder, is_folder, is_hidden
-from glyphs.pictures.glyph import SIDE, VERSION, Glyph, Mode, preprocess
+from glyphs.data.layout import class_folders, folder_names, part_folders
+from glyphs.pictures.find import PictureFolder, describe_skipped
+from glyphs.pictures.glyph import SIDE, VERSION, Glyph, GlyphStatus, Mode, preprocess
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ INDEX = "index.jsonl"
 SKIPPED = "skipped.txt"
 FLUSH_EVERY = 1000  # pictures between two times that the index catches up with the pixels on disk
 TEST_SHARE = 0.2  # of each class, where there is no test folder
+# Why a picture that can be read is not used, and what then helps.
+REFUSALS = {status.replace("_", " ") for status in get_args(GlyphStatus) if status != "ok"}
+AS_THEY_ARE = "--preprocess plain takes pictures as they are, for symbols and logos"
 
 
 class Key(NamedTuple):
@@ -62,6 +67,7 @@ class FolderData(NamedTuple):
     labels: Tensor  # int64 [M]; -1 for an image that no picture has any more
     contents: Tensor  # int64 [M]; equal for pictures whose files are the same
     train: Tensor  # int64 [N], places of images
+    val: Tensor | None  # int64 [V], where the pictures come with a part for validation
     test: Tensor  # int64 [T]
     class_names: list[str]
 
@@ -71,68 +77,76 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
 
     Parameters
     ----------
-    data_dir : a folder for each class; or `train` and, perhaps, `test` with these in them.  Without a test part, a
-        fifth of the pictures is held out; see `glyphs.data.division.hold_out`.
+    data_dir : a folder for each class; or parts with these in them, see `glyphs.data.layout.part_folders`.  Without a
+        test part, a fifth of the pictures is held out; see `glyphs.data.division.hold_out`.
     cache_dir : made where it is missing.
 
     Raises
     ------
-    DataError : naming the folder, where there are fewer than two classes, one has no usable picture, those of train
-        and test differ, or nothing is left for the test.
+    DataError : naming the folder, where there are fewer than two classes, one has no usable picture, those of the
+        parts differ, or nothing is left for the test.
     GlyphError : the cache cannot be written.
     """
-    roots = [data_dir]
-    training = data_dir / "train"
-    if training.is_dir() and scan(training):  # else it is a class of that name
-        roots = [training, *([data_dir / "test"] if (data_dir / "test").is_dir() else [])]
-    folders = [list_pictures(root, data_dir) for root in roots]
-    names = folders[0][0]
-    if len(folders) == 2 and folders[1][0] != names:
-        odd = sorted(set(folders[1][0]) ^ set(names))[0]
-        raise DataError(f"{data_dir}: the class {odd} is in only one of train and test; give both the same folders")
+    roots = part_folders(data_dir) or {"train": data_dir}
+    folders = {part: list_pictures(root, data_dir) for part, root in roots.items()}
+    names = folders["train"][0]
+    for part, (others, _) in folders.items():
+        if others != names:
+            odd = sorted(set(others) ^ set(names))[0]
+            here = " and ".join(roots[each].name for each in ("train", part))
+            raise DataError(f"{data_dir}: the class {odd} is in only one of {here}; give both the same folders")
+    if len(roots) > 1 and (beside := sorted(set(folder_names(data_dir)) - {root.name for root in roots.values()})):
+        log.warning(f"note: {data_dir} comes in parts; what else is in it is passed over: {', '.join(beside[:5])}")
     store = Store(cache_dir, data_dir, mode)
-    store.add([picture for _, pictures in folders for picture in pictures])
-    usable = [[p for p in pictures if store.places[p.key] is not None] for _, pictures in folders]
-    empty = sorted(set(range(len(names))) - {picture.label for picture in usable[0]})
+    store.add([picture for _, pictures in folders.values() for picture in pictures])
+    usable = {part: [p for p in found if store.places[p.key] is not None] for part, (_, found) in folders.items()}
+    empty = sorted(set(range(len(names))) - {picture.label for picture in usable["train"]})
     if empty:
-        raise DataError(f"{roots[0] / names[empty[0]]}: holds no usable picture; add some, or remove the folder")
+        raise DataError(
+            f"{roots['train'] / names[empty[0]]}: holds no usable picture; add some, or remove the folder"
+            + (f"; {AS_THEY_ARE}" if REFUSALS & set(store.problems.values()) else "")
+        )
     labels = torch.full((store.count,), -1)
     contents = torch.tensor(store.contents, dtype=torch.int64)
-    parts = [torch.tensor([store.places[p.key] for p in pictures], dtype=torch.int64) for pictures in usable]
-    for places, pictures in zip(parts, usable, strict=True):
-        labels[places] = torch.tensor([p.label for p in pictures], dtype=torch.int64)
-    if len(parts) == 1:
-        test, train = hold_out(parts[0], labels, contents, TEST_SHARE, seed, "test")
+    parts = {}
+    for part, pictures in usable.items():
+        parts[part] = torch.tensor([store.places[p.key] for p in pictures], dtype=torch.int64)
+        labels[parts[part]] = torch.tensor([p.label for p in pictures], dtype=torch.int64)
+    if "test" not in parts:
+        parts["test"], rest = hold_out(parts["train"], labels, contents, TEST_SHARE, seed, "test")
         log.warning(
-            f"note: {data_dir} has no test folder: {len(test):,} of {len(parts[0]):,} pictures are held out for the "
-            "test"
+            f"note: {data_dir} has no test folder: {len(parts['test']):,} of {len(parts['train']):,} pictures are held "
+            "out for the test"
         )
-    else:
-        train, test = parts
-        copies = int(torch.isin(contents[test], contents[train]).sum())
+        parts["train"] = rest
+    train = parts["train"]
+    for part in roots.keys() - {"train"}:
+        copies = int(torch.isin(contents[parts[part]], contents[train]).sum())
         if copies:
             log.warning(
-                f"note: {copies:,} of {len(test):,} pictures in {roots[1]} are copies of pictures in {roots[0]}: "
-                "the test will look better than it is; remove them from one of the two"
+                f"note: {copies:,} of {len(parts[part]):,} pictures in {roots[part]} are copies of pictures in "
+                f"{roots['train']}: what is measured on them will look better than it is; remove them from one of the "
+                "two"
             )
-    if len(test) == 0:
-        raise DataError(
-            f"{roots[-1]}: its {sum(map(len, usable)):,} usable pictures leave none to test on; add more, at least "
-            "three different ones of a class and better thirty of each"
-        )
-    return FolderData(store.images(), labels, contents, train, test, [valid_utf8(name) for name in names])
+    for part, purpose in (("val", "validate"), ("test", "test")):
+        if part in parts and len(parts[part]) == 0:
+            raise DataError(
+                f"{roots.get(part, roots['train'])}: its {len(usable.get(part, usable['train'])):,} usable pictures "
+                f"leave none to {purpose} on; add more, at least three different ones of a class and better thirty of "
+                "each"
+            )
+    class_names = [valid_utf8(name) for name in names]
+    return FolderData(store.images(), labels, contents, train, parts.get("val"), parts["test"], class_names)
 
 
 def list_pictures(root: Path, data_dir: Path) -> tuple[list[str], list[Picture]]:
     """The class folders in a folder, sorted, and the pictures in each of them, in the order of their names."""
-    names = sorted(entry.name for entry in scan(root))
-    if not names:
-        raise DataError(f"{root}: has no folders in it; give it one for each class, with pictures in each")
-    if len(names) == 1:
-        raise DataError(f"{root}: has one class only, {names[0]}; training tells classes apart: add another folder")
+    names = class_folders(root)
     pictures = []
+    skipped: Counter[str] = Counter()
     for label, name in enumerate(names):
-        for inside, path in PictureFolder(root / name):
+        folder = PictureFolder(root / name)
+        for inside, path in folder:
             relative = os.path.relpath(root / name / inside, data_dir)
             key = Key(relative, 0, 0)  # of what cannot be read: preparing it will say why
             if isinstance(path, str):
@@ -140,16 +154,10 @@ def list_pictures(root: Path, data_dir: Path) -> tuple[list[str], list[Picture]]
                     status = os.stat(path)  # noqa: PTH116 - a million Path objects are slow
                     key = Key(relative, status.st_size, status.st_mtime_ns)
             pictures.append(Picture(str(root / name / inside), key, label))
+        skipped += folder.skipped
+    if skipped:
+        log.warning(f"note: {root}: {describe_skipped(skipped)}")
     return names, pictures
-
-
-def scan(folder: Path) -> list[os.DirEntry[str]]:
-    """The folders in a folder, without hidden ones."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if is_folder(entry) and not is_hidden(entry)]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}); name a folder of pictures") from None
 
 
 class Store:
@@ -185,9 +193,11 @@ class Store:
         if not (self.folder / SKIPPED).exists() or (self.folder / SKIPPED).read_bytes() != report:
             replace_file(self.folder / SKIPPED, report)  # else another process of the same run has
         if skipped:
+            refused = sum(self.problems.get(key) in REFUSALS for _, key, _ in pictures)
             log.warning(
                 f"note: {len(skipped):,} of {len(pictures):,} pictures cannot be used, and are listed in "
                 f"{self.folder / SKIPPED}: {'; '.join(skipped[:2])}{'; ...' if len(skipped) > 2 else ''}"
+                + (f" ({refused:,} do not show one character: {AS_THEY_ARE})" if refused else "")
             )
 
     def images(self) -> Tensor:

@@ -175,7 +175,8 @@ def get_data_loaders(
     Returns
     -------
     The train, validation and test loaders, and the class names.  Validation is `val_split` of the training
-    images, the same share of each class, and follows from the seed; of a folder see `glyphs.data.division.hold_out`.
+    images, the same share of each class, and follows from the seed; of a folder see `glyphs.data.division.hold_out`,
+    unless it has a part for validation.
 
     Raises
     ------
@@ -192,14 +193,17 @@ def get_data_loaders(
     (torch.Size([128, 1, 28, 28]), torch.float32, torch.Size([128]))
     """
     config = config if isinstance(config, Config) else Config.from_dict(config)
+    own_val = None
     if config.dataset == "folder":
-        training, test = load_folder_sets(config)
+        training, own_val, test = load_folder_sets(config)
     else:
         training, test = load_set(config, "train", device), load_set(config, "test", device)
     images, labels, chosen, class_names, contents = training
     if config.max_train_images is not None:
         chosen, _ = stratified_split(labels, chosen, config.max_train_images, config.seed)
-    if contents is None:
+    if own_val is not None:
+        held_out, rest = own_val.chosen, chosen
+    elif contents is None:
         held_out, rest = stratified_split(labels, chosen, round(config.val_split * len(chosen)), config.seed)
     else:
         held_out, rest = hold_out(chosen, labels, contents, config.val_split, config.seed, "validation")
@@ -234,7 +238,7 @@ def get_test_loader(
 ) -> tuple[TensorLoader, list[str]]:
     """Load only the test part: its loader and the class names.  Raises as `get_data_loaders` does."""
     config = config if isinstance(config, Config) else Config.from_dict(config)
-    test = load_folder_sets(config)[1] if config.dataset == "folder" else load_set(config, "test", device)
+    test = load_folder_sets(config)[-1] if config.dataset == "folder" else load_set(config, "test", device)
     return make_test_loader(test, config, device), test.class_names
 
 
@@ -263,8 +267,11 @@ def load_set(config: Config, part: Part, device: torch.device | str) -> GlyphSet
     return GlyphSet(images.to(device), labels.to(device), torch.arange(len(labels)), class_names)
 
 
-def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet]:
-    """Train and test part of a folder of pictures.  They stay mapped from disk: they may be larger than memory."""
+def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet | None, GlyphSet]:
+    """Training, validation (where there is such a part) and test part of a folder of pictures.
+
+    They stay mapped from disk: they may be larger than memory.
+    """
     # Here, since SciPy takes half a second to import.
     from glyphs.data.folder import load_folders
     from glyphs.pictures.glyph import Mode
@@ -272,7 +279,8 @@ def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet]:
     cache_dir = Path(config.output_dir) / "pictures"
     mode = cast(Mode, config.preprocess)
     data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, mode, config.seed))
-    train, test = (
-        GlyphSet(data.images, data.labels, part, data.class_names, data.contents) for part in (data.train, data.test)
-    )
-    return train, test
+
+    def part(places: Tensor) -> GlyphSet:
+        return GlyphSet(data.images, data.labels, places, data.class_names, data.contents)
+
+    return part(data.train), None if data.val is None else part(data.val), part(data.test)

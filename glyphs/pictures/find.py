@@ -1,6 +1,7 @@
 """The pictures in a folder."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".
 class PictureFolder:
     """The pictures in a folder and its sub-folders: names relative to it, sorted, and paths; in constant memory.
 
-    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration.  What is hidden
-    (see `is_hidden`) is passed over.  A folder that links lead to twice, or for ever, is read once.  A sub-folder that
-    cannot be read comes with the error to report in place of a path.
+    What is a picture is told by the suffix; `skipped` counts the other files of the last iteration, by their suffixes
+    in lower case.  What is hidden (see `is_hidden`) is passed over.  A folder that links lead to twice, or for ever, is
+    read once.  A sub-folder that cannot be read comes with the error to report in place of a path.
 
     Raises
     ------
@@ -24,10 +25,10 @@ class PictureFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.skipped = 0
+        self.skipped: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[tuple[str, str | PictureError]]:
-        self.skipped = 0
+        self.skipped.clear()
         seen: set[tuple[int, int]] = set()
         waiting = [""]  # the next name is the last; a folder's ends with a slash
         while waiting:
@@ -36,7 +37,7 @@ class PictureFolder:
                 if name.lower().endswith(SUFFIXES):
                     yield name, f"{self.folder}/{name}"
                 else:
-                    self.skipped += 1
+                    self.skipped[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122 - a million Path objects are slow
                 continue
             try:
                 status = (self.folder / name).stat()
@@ -51,6 +52,12 @@ class PictureFolder:
                 yield name.rstrip("/"), PictureError(f"{self.folder}/{name}: cannot be read ({error.strerror})")
                 continue
             waiting += sorted(inside, reverse=True)
+
+
+def describe_skipped(skipped: Counter[str]) -> str:
+    """The files that were no pictures, from their counts by suffix: `3 other files skipped (2 .svg, 1 .txt)`."""
+    kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in skipped.most_common(3))
+    return f"{skipped.total():,} other files skipped" + (f" ({kinds})" if kinds else "")
 
 
 def is_hidden(entry: os.DirEntry[str]) -> bool:

@@ -10,6 +10,7 @@ Trainer(model, train, val, config, class_names, callbacks=[GoodEnough()])
 """
 
 import csv
+import importlib.util
 import io
 import logging
 import signal
@@ -129,19 +130,24 @@ class HistoryFile(Callback):
         replace_file(trainer.output_dir / "history.csv", text.getvalue().encode())
 
 
+def require_tensorboard() -> None:
+    """Raise ConfigError where the package that `TensorBoard` needs is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs a package that is missing: pip install tensorboard")
+
+
 class TensorBoard(Callback):
     """TensorBoard event files of what the history says."""
 
     def __init__(self) -> None:
+        require_tensorboard()
         self.writer: Any = None
 
     def on_epoch_start(self, trainer: Run) -> None:
         if self.writer is not None:
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError("--tensorboard needs a package that is missing: pip install tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         # A resumed run may do the last epoch's end again: what an earlier process wrote for it is dropped.
         self.writer = SummaryWriter(str(trainer.output_dir / "tensorboard"), purge_step=trainer.epoch + 1)
 
