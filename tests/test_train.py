@@ -68,24 +68,33 @@ def test_it_learns_in_bfloat16_too(tmp_path: Path) -> None:
     assert row["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
 
 
-def test_best_model_goes_by_accuracy_and_restored_weights_by_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("results", "best"),
+    [
+        ([(1.0, 0.5), (0.5, 0.6), (0.9, 0.8)], 3),  # the highest accuracy
+        ([(0.97, 1.0), (0.13, 1.0), (0.2, 1.0)], 2),  # a tie: the lower loss, not the first
+        ([(0.5, 0.9), (0.5, 0.9), (0.5, 0.9)], 1),
+    ],
+)
+def test_one_rule_for_the_best_model_which_the_file_and_the_trainer_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[tuple[float, float]], best: int
 ) -> None:
     trainer = make_trainer(tmp_path)
     weights_after: list[Tensor] = []
-    results = iter([(1.0, 0.5), (0.5, 0.6), (0.9, 0.8)])
+    left = iter(results)
 
     def validate() -> dict[str, float]:
         weights_after.append(trainer.model.get_parameter("classifier.weight").detach().clone())
-        loss, accuracy = next(results)
+        loss, accuracy = next(left)
         return {"val_loss": loss, "val_accuracy": accuracy}
 
     monkeypatch.setattr(trainer, "validate", validate)
     trainer.fit()
-    best = load_checkpoint(tmp_path / BEST_MODEL)
-    assert best["metrics"] == {"epoch": 3, "val_loss": 0.9, "val_accuracy": 0.8}
-    assert torch.equal(best["model"]["classifier.weight"], weights_after[2])
-    assert torch.equal(trainer.model.get_parameter("classifier.weight"), weights_after[1])
+    content = load_checkpoint(tmp_path / BEST_MODEL)
+    loss, accuracy = results[best - 1]
+    assert content["metrics"] == {"epoch": best, "val_loss": loss, "val_accuracy": accuracy}
+    assert torch.equal(content["model"]["classifier.weight"], weights_after[best - 1])
+    assert_identical(dict(trainer.model.state_dict()), dict(content["model"]))
 
 
 def test_it_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +109,30 @@ def test_early_stopping_counts_from_the_lowest_loss() -> None:
     for loss, stops in [(1.0, False), (1.1, False), (0.9, False), (0.9, False), (1.0, True)]:
         stopping.update(loss, model)
         assert stopping.should_stop is stops
+
+
+@pytest.mark.parametrize(
+    ("images", "best"),
+    [
+        (13, 3),  # 12 of 13 may be as good as 13 of 13
+        (1300, 2),
+    ],
+)
+def test_accuracies_that_the_images_cannot_tell_apart_are_a_tie(images: int, best: int) -> None:
+    stopping, model = EarlyStopping(), nn.Linear(1, 1)
+    for epoch, (loss, right) in enumerate([(0.9, 11), (0.8, 13), (0.1, 12), (0.05, 10)], 1):
+        stopping.update(loss, model, right / 13, images, epoch=epoch)
+    assert stopping.best["epoch"] == best
+
+
+def test_under_a_uniform_prior_the_accuracy_is_as_uncertain_as_its_rarest_class(tmp_path: Path) -> None:
+    loaders = skewed_loaders()  # of six, two and one image
+    trainer = make_trainer(tmp_path, loaders, class_prior="uniform")
+    trainer.validate()
+    assert trainer.val_images == pytest.approx(9 / (1 / 6 + 1 / 2 + 1))
+    by_image = make_trainer(tmp_path, loaders)
+    by_image.validate()
+    assert by_image.val_images == 9
 
 
 def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
@@ -212,9 +245,23 @@ def test_cosine_schedule_in_a_run(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, num_epochs=10, warmup_epochs=2)
     rates = [row["learning_rate"] for row in trainer.fit()]
     assert max(rates) == rates[1] == pytest.approx(0.01, rel=0.02)
-    assert rates[0] == pytest.approx(0.006, rel=0.1)  # six of ten steps into the warm-up
+    assert rates[0] == pytest.approx(0.005, rel=0.1)  # the last of five steps, of ten of the warm-up
     assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] < 1e-6
+    assert 1e-6 < rates[-1] < 1e-4  # of a step that was made
+
+
+def test_a_row_of_the_history_has_the_rate_of_the_epochs_last_step(tmp_path: Path) -> None:
+    class Rates(Callback):
+        def __init__(self) -> None:
+            self.seen = [0.01 / 16]
+
+        def on_step_end(self, trainer: Run) -> None:
+            self.seen.append(trainer.optimizer.param_groups[0]["lr"])  # of the next step
+
+    trainer = make_trainer(tmp_path)
+    trainer.callbacks.append(rates := Rates())
+    steps = trainer.num_steps
+    assert [row["learning_rate"] for row in trainer.fit()] == [rates.seen[n * steps - 1] for n in (1, 2, 3)]
 
 
 def test_plateau_schedule_lowers_the_rate_where_the_loss_stalls(
@@ -289,7 +336,7 @@ def test_the_trainer_itself_sees_to_determinism(tmp_path: Path) -> None:
 def test_a_schedule_of_the_users_is_stepped_and_resumed(tmp_path: Path) -> None:
     def with_one_cycle(folder: Path, loader: Loader) -> Trainer:
         trainer = make_trainer(folder, (loader, make_loaders()[1]))
-        trainer.scheduler = OneCycleLR(trainer.optimizer, max_lr=0.01, total_steps=3 * trainer.num_steps + 1)
+        trainer.scheduler = OneCycleLR(trainer.optimizer, max_lr=0.01, total_steps=3 * trainer.num_steps)
         return trainer
 
     whole = with_one_cycle(tmp_path / "whole", make_loaders()[0])
@@ -392,6 +439,41 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
     train.images[0, 0, 0, 0] += 1
     with pytest.raises(CheckpointError, match="training images"):
         make_trainer(tmp_path, (train, val)).resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+
+
+def test_resuming_on_another_validation_part_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=1).fit()
+    train, val = make_loaders()
+    val.images[0, 0, 0, 0] += 1
+    with pytest.raises(CheckpointError, match="validation images are not those"):
+        make_trainer(tmp_path, (train, val)).resume(load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+
+
+def test_a_best_model_that_is_missing_is_written_again_when_the_run_is_resumed(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=2).fit()
+    best = load_checkpoint(tmp_path / BEST_MODEL)
+    (tmp_path / BEST_MODEL).unlink()
+    trainer = make_trainer(tmp_path, num_epochs=3)
+    trainer.resume(latest := load_checkpoint(tmp_path / LATEST_CHECKPOINT))
+    again = load_checkpoint(tmp_path / BEST_MODEL)
+    assert_identical(dict(again["model"]), dict(best["model"]))
+    assert again["metrics"] == best["metrics"]
+    assert_identical(dict(trainer.model.state_dict()), dict(latest["model"]))  # from which it goes on
+
+
+def test_a_run_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
+    make_trainer(tmp_path, num_epochs=2).fit()
+    latest = load_checkpoint(tmp_path / LATEST_CHECKPOINT)
+    training = latest["training"]
+    for name in ("best", "best_accuracy"):
+        del training["early_stopping"][name]
+    for name in ("step_rate", "val_fingerprint"):
+        del training[name]
+    trainer = make_trainer(tmp_path, num_epochs=3)
+    trainer.resume(latest)
+    lowest = min(training["history"], key=lambda row: row["val_loss"])
+    assert trainer.early_stopping.best["epoch"] == lowest["epoch"]
+    assert len(trainer.fit()) == 3
 
 
 def test_resuming_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -112,18 +112,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def training_state(
-    checkpoint: Mapping[str, Any], class_names: Sequence[str], num_steps: int, fingerprint: int | None
+    checkpoint: Mapping[str, Any],
+    class_names: Sequence[str],
+    num_steps: int,
+    fingerprint: tuple[int | None, int | None],
 ) -> dict[str, Any]:
-    """What a loaded checkpoint holds for a resumed run on these data.  Raises CheckpointError where it is of others."""
+    """What a loaded checkpoint holds for a resumed run on these data.
+
+    Parameters
+    ----------
+    fingerprint : of the training and of the validation images.
+
+    Raises
+    ------
+    CheckpointError : it comes from other data, or holds no training state.
+    """
     training: dict[str, Any] | None = checkpoint.get("training")
     if training is None:
         raise CheckpointError(f"the checkpoint holds weights only; resume from a {LATEST_CHECKPOINT}")
     if checkpoint["class_names"] != class_names:
         raise CheckpointError("the checkpoint's classes are not those of the data; give it the data that it began with")
-    if (training["num_steps"], training["fingerprint"]) != (num_steps, fingerprint):
+    train, val = fingerprint
+    same_train = (training["num_steps"], training["fingerprint"]) == (num_steps, train)
+    if not same_train or training.get("val_fingerprint", val) != val:  # older checkpoints know nothing of validation
         raise CheckpointError(
-            "the training images are not those that the run began with; give it the same data again, or start a new "
-            "run with another --output-dir"
+            f"the {'validation' if same_train else 'training'} images are not those that the run began with; give it "
+            "the same data again, or start a new run with another --output-dir"
         )
     return training
 

@@ -29,6 +29,7 @@ from glyphs.core.errors import ConfigError
 from glyphs.core.files import replace_file
 from glyphs.core.process import SIGNALS
 from glyphs.core.progress import progress
+from glyphs.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Run(Protocol):
     num_steps: int  # of an epoch
     own_stats: Tensor  # float [num_steps, 4], a `StepStats` for each step of the epoch, on the device
     history: list[dict[str, float]]
+    early_stopping: EarlyStopping  # which knows the best epoch so far
 
     def stop(self) -> None:
         """End the run after this step or epoch."""
@@ -108,7 +110,7 @@ class EpochLine(Callback):
 
     def on_epoch_end(self, trainer: Run, row: dict[str, float]) -> None:
         left = row["seconds"] * (trainer.config.num_epochs - trainer.epoch)
-        best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in trainer.history[:-1])
+        best = trainer.early_stopping.best.get("epoch") == row["epoch"]
         log.info(
             f"epoch {trainer.epoch}/{trainer.config.num_epochs}: loss {row['train_loss']:.3f}, "
             f"accuracy {row['train_accuracy']:.1%}; validation loss {row['val_loss']:.3f}, "

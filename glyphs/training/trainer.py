@@ -186,8 +186,9 @@ class Trainer:
         # A row of StepStats for each step, left on the device: reading one waits for it.  The sum of the processes'
         # tables is what happened; see `step_stats`.
         self.own_stats = torch.zeros(self.num_steps, 4, dtype=sums_dtype(self.device), device=self.device)
+        self.step_rate = self.learning_rate  # of the last step done
+        self.val_images = math.inf  # that the last validation's accuracy is a mean over
         self.history: list[dict[str, float]] = []
-        self.best_accuracy = -1.0
         self.signals = SignalWatch()
         self._stop_asked = False  # here, by a callback
         self._stopping = False  # all processes know
@@ -209,7 +210,7 @@ class Trainer:
         self._stop_asked = True
 
     def fit(self) -> list[dict[str, float]]:
-        """Train to the end; afterwards the model holds the weights with the lowest validation loss.
+        """Train to the end; afterwards the model holds the weights of best_model.pth.
 
         Returns
         -------
@@ -248,6 +249,11 @@ class Trainer:
         if self.early_stopping.should_stop:
             log.info("stopped early: no better validation loss for %d epochs", self.early_stopping.patience)
         self.early_stopping.restore(self.model)
+        if best := self.early_stopping.best:
+            log.info(
+                f"{BEST_MODEL} is epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, "
+                f"loss {best['val_loss']:.3f}"
+            )
         barrier()  # what process 0 has written, all may now read
         return self.history
 
@@ -293,6 +299,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.step_rate = self.learning_rate
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         correct = (logits.argmax(1) == labels).sum()
@@ -314,32 +321,28 @@ class Trainer:
     def _end_epoch(self) -> dict[str, float]:
         """Validate, write the checkpoints, and return the epoch's row of the history."""
         self._check_finite()
-        rate = self.learning_rate  # as good as the last step's
         validation = self.validate()
-        val_loss, val_accuracy = validation["val_loss"], validation["val_accuracy"]
         loss, accuracy, images = self.step_stats().summary()
         row = {
             "epoch": self.epoch + 1,
             "train_loss": loss,
             "train_accuracy": accuracy,
             **validation,
-            "learning_rate": rate,
+            "learning_rate": self.step_rate,
             "images_per_second": images / self.epoch_seconds,
             "seconds": self.epoch_seconds,
         }
         self.history.append(row)
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(val_loss)
-        self.early_stopping.update(val_loss, self.model)
+            self.scheduler.step(validation["val_loss"])
+        best = self.early_stopping.update(
+            validation["val_loss"], self.model, validation["val_accuracy"], self.val_images, epoch=row["epoch"]
+        )
         self.epoch += 1
         self.step = 0
         self.epoch_seconds = 0.0
-        better = val_accuracy > self.best_accuracy
-        self.best_accuracy = max(self.best_accuracy, val_accuracy)
-        if better and rank() == 0:
-            metrics = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
-            path = self.output_dir / BEST_MODEL
-            save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics)
+        if best:
+            self._write_best()
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
         # Last: were the run killed before this, it would do the epoch's end again, with the same result.
@@ -369,8 +372,12 @@ class Trainer:
                 seen.append((output, labels))
             self._end_where_signalled(self._orders())
         totals = total(totals.cpu().double())
+        self.val_images = float(totals[2].sum())
         if self.config.class_prior == "uniform":
-            totals = (totals / totals[2])[:, totals[2] > 0]
+            totals = totals[:, totals[2] > 0]
+            # A mean over classes is as uncertain as one over this many images: a rare class makes it so.
+            self.val_images = float(totals.shape[1] ** 2 / (1 / totals[2]).sum())
+            totals = totals / totals[2]
         loss_sum, correct_sum, count = totals.sum(1).tolist()
         if not math.isfinite(loss_sum):
             raise TrainingError(
@@ -393,6 +400,14 @@ class Trainer:
             logits, labels = (merge_rows(rows, self.val_loader.places, count) for rows in (logits, labels))
         return {name: float(metric(logits, labels)) for name, metric in self.metrics.items()}
 
+    def _write_best(self) -> None:
+        """Write best_model.pth from the weights that the model holds."""
+        if rank() == 0:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            metrics = {key: self.early_stopping.best[key] for key in ("epoch", "val_loss", "val_accuracy")}
+            path = self.output_dir / BEST_MODEL
+            save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics)
+
     def save(self) -> None:
         """Write latest_checkpoint.pth: everything that a resumed run needs."""
         training = {
@@ -405,9 +420,10 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "early_stopping": self.early_stopping.state_dict(),
-            "best_accuracy": self.best_accuracy,
+            "step_rate": self.step_rate,
             "history": self.history,
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._fingerprint[0],
+            "val_fingerprint": self._fingerprint[1],
         }
         path = self.output_dir / LATEST_CHECKPOINT
         metrics = {key: self.history[-1][key] for key in ("epoch", "val_loss", "val_accuracy") if self.history}
@@ -423,7 +439,16 @@ class Trainer:
         CheckpointError : it holds no training state, or comes from other data, classes or another architecture.
         """
         training = training_state(checkpoint, self.class_names, self.num_steps, self._fingerprint)
+        stopping = dict(training["early_stopping"])
+        if "best" not in stopping and training["history"]:  # of the version that kept the weights of the lowest loss
+            stopping["best"] = min(training["history"], key=lambda row: row["val_loss"])
+            stopping["best_accuracy"] = max(row["val_accuracy"] for row in training["history"])
+        self.early_stopping.load_state_dict(stopping)
         try:
+            if self.early_stopping.best and not (self.output_dir / BEST_MODEL).exists():
+                self.early_stopping.restore(self.model)
+                self._write_best()
+                log.info("%s was missing: it is written again, from the checkpoint", self.output_dir / BEST_MODEL)
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(training["optimizer"])
             self.scheduler.load_state_dict(training["scheduler"])
@@ -434,18 +459,18 @@ class Trainer:
                 f"the checkpoint is of another architecture ({first_line(error)}); resume with the settings that it "
                 "began with"
             ) from None
-        self.early_stopping.load_state_dict(training["early_stopping"])
         self.epoch, self.step = training["epoch"], training["step"]
         self.epoch_seconds = training["epoch_seconds"]
         if rank() == 0:
             self.own_stats[: self.step] = training["step_stats"].to(self.own_stats.dtype).to(self.device)
-        self.best_accuracy = training["best_accuracy"]
+        self.step_rate = training.get("step_rate", self.learning_rate)
         self.history = training["history"]
 
     @functools.cached_property
-    def _fingerprint(self) -> int | None:
-        fingerprint = getattr(self.train_loader, "fingerprint", None)
-        return fingerprint() if fingerprint is not None else None
+    def _fingerprint(self) -> tuple[int | None, int | None]:
+        """Of the training and of the validation images, where their loaders can tell."""
+        train, val = (getattr(loader, "fingerprint", lambda: None)() for loader in (self.train_loader, self.val_loader))
+        return train, val
 
     def step_stats(self) -> StepStats:
         """What happened at the steps done of this epoch, over all processes, which must call this together."""
