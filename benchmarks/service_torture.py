@@ -95,7 +95,7 @@ BROKEN: dict[str, tuple[int, Callable[[bytes, random.Random], Sending]]] = {
     "a picture of random bytes": (422, lambda _, rng: Sending([request(b"\xff" + rng.randbytes(2000))])),
     "a picture of 50,000x50,000": (422, lambda *_: Sending([request(bomb())])),
     "a picture cut short": (422, lambda picture, _: Sending([request(picture[: len(picture) // 2])])),
-    "text": (415, lambda *_: Sending([request(b"a", **{"Content-Type": "text/plain"})])),
+    "text": (422, lambda *_: Sending([request(b"a", **{"Content-Type": "text/plain"})])),
     "a path that leads out": (404, lambda picture, _: Sending([request(picture, line="POST /../predict")])),
     "a method that is not": (405, lambda *_: Sending([request(b"", line="GET /predict")])),
     "another host": (403, lambda picture, _: Sending([request(picture, Host="example.org")])),

@@ -1,6 +1,7 @@
 """The page in a real browser, which these tests need: Chromium and its driver."""
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from selenium.webdriver.common.by import By
 
 from benchmarks.page import BROWSER, DRIVER, SEVEN, Page, browsing
 from tests.conftest import ROOT, Running, running
-from tests.small import draw_glyph
+from tests.small import draw_glyph, onnx_weights, save_small_onnx
 
 pytestmark = [
     pytest.mark.slow,
@@ -130,6 +131,38 @@ def test_a_picture_is_chosen_and_a_correction_kept(page: Page, kept: Path, tmp_p
     page["file"].send_keys(str(tmp_path / "text.png"))
     page.wait(lambda: "This cannot be read" in page["words"].text)
     assert any("422" in error for error in page.errors())
+
+
+# How far each bar lies to the right of its name, and how much higher its row is.
+ROOM = """
+const edges = (element) => element.getBoundingClientRect();
+return [...document.querySelectorAll("#bars li")].map((row) => {
+  const name = edges(row.querySelector("b"));
+  return [edges(row.querySelector("i")).left - name.right, edges(row).height - name.height];
+});
+"""
+
+
+@pytest.mark.parametrize(("width", "mobile"), [(1100, False), (390, True)])
+def test_classes_that_are_words_have_room(browser: webdriver.Chrome, tmp_path: Path, width: int, mobile: bool) -> None:
+    names = ["acorn", "blue-triangle", "construction site", "no entry for vehicles of any kind", "star"]
+    metadata = {"format": "1", "class_names": json.dumps(names), "preprocess": "plain"}
+    model = save_small_onnx(tmp_path / "logos.onnx", metadata, onnx_weights(len(names)))
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    with running("inference.py", "--serve", "--port", 0, "--model", model) as service:
+        browser.get(f"http://127.0.0.1:{service.port}/")
+        page = Page(browser)
+        page.wait(lambda: "logos" in page["model"].text)
+        assert "character" not in browser.find_element(By.TAG_NAME, "header").text
+        page.draw(SEVEN, 0.7)
+        page.wait(lambda: "sure" in page["words"].text)
+        rooms = browser.execute_script(ROOM)
+        assert len(rooms) == len(names)
+        assert min(min(room) for room in rooms) >= 0
+        assert browser.execute_script("return document.documentElement.scrollWidth") == width
+        page["alphabet"].send_keys("acorn star")
+        page.wait(lambda: len(browser.execute_script(ROOM)) == 2)
 
 
 HAND_OVER = """

@@ -236,6 +236,29 @@ def test_print_is_read_by_pattern(predictor: GlyphPredictor, text: str, pattern:
     assert answer in (reading.text, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "pattern", "answer"),
+    [("24/08", r"\d\d/\d\d", "24/08"), ("3.50", "[0-9]+[.,][0-9]{2}", "3.50"), ("3.50", None, "350")],
+)
+def test_an_alphabet_leaves_the_signs_that_a_pattern_asks_for(
+    predictor: GlyphPredictor, text: str, pattern: str | None, answer: str
+) -> None:
+    reading = predictor.view("digits").read(write([text]), pattern=pattern)
+    assert (reading.status, reading.text) == ("ok", answer)
+
+
+def test_what_the_alphabet_rules_out_is_no_answer_to_a_pattern(predictor: GlyphPredictor) -> None:
+    digits = predictor.view("digits")
+    for pattern in ("[A-Z][0-9]", "ab|c[x-z]*"):  # before, any ink was an A, which is no sign that the network lacks
+        with refused(ConfigError, "rules out"):
+            digits.view(pattern=pattern)
+        with refused(ConfigError, "rules out"):
+            digits.read(write(["Z1"]), pattern=pattern)
+    assert digits.read(write(["IO2S8"]), pattern="[A-Z]?[0-9]{5}|[A-Z]{5}").text == "10258"
+    listed = predictor.view(words=["IO", "10"])
+    assert listed.view("digits").read(write(["IO"])).text == "10"
+
+
 def test_what_cannot_match_is_uncertain(predictor: GlyphPredictor) -> None:
     reading = predictor.read(write(["23"]), pattern="[0-9]{7}")
     assert (reading.status, reading.text) == ("uncertain", "23")

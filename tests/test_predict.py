@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,39 @@ def test_digits_are_more_frequent_in_drawings_of_mnists_size(onnx_file: Path) ->
 )
 def test_a_character_without_a_class_is_its_other_case(names: list[str], alphabet: str, expected: str) -> None:
     assert [names[column] for column in predict.choose_columns(names, alphabet)] == list(expected)
+
+
+@pytest.mark.parametrize("alphabet", ["digits", "0123456789", "0 1 2 3 4 5 6 7 8 9", list("0123456789")])
+def test_an_alphabet_is_the_same_however_it_is_given(onnx_file: Path, alphabet: str | list[str]) -> None:
+    assert "".join(GlyphPredictor(onnx_file, alphabet=alphabet).class_names) == "0123456789"
+    assert "".join(GlyphPredictor(onnx_file).view(alphabet).class_names) == "0123456789"
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "expected"), [("sun star", "sun star"), ("sun", "sun"), ("e\u0301x", "e\u0301 x")]
+)
+def test_an_alphabet_names_classes_that_are_words(tmp_path: Path, alphabet: str, expected: str) -> None:
+    names = ["sun", "moon", "star", "e\u0301", "x"]
+    metadata = {"format": "1", "class_names": json.dumps(names)}
+    model = save_small_onnx(tmp_path / "words.onnx", metadata, onnx_weights(len(names)))
+    assert GlyphPredictor(model, alphabet=alphabet).class_names == expected.split()
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_no_class_at_all_cannot_be_asked_for(onnx_file: Path, top_k: int, tmp_path: Path) -> None:
+    predictor = GlyphPredictor(onnx_file)
+    blank = Image.new("L", (50, 50), 255)
+    calls: list[Callable[[], object]] = [
+        lambda: predictor.predict(draw_glyph(), top_k),
+        lambda: predictor.predict(blank, top_k),
+        lambda: predictor.predict_batch([blank], top_k),
+        lambda: predictor.read(blank, top_k),
+        lambda: predictor.visualize(draw_glyph(), tmp_path / "drawing.png", top_k),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=f"top_k: is {top_k}"):
+            call()
+    assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(("alphabet", "message"), [("1?", r"'\?'"), ("ß", "'ß'"), ("", "empty")])

@@ -225,6 +225,8 @@ def test_a_word_list_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ConfigError, match="holds no words"):
         read_words(tmp_path / "empty.txt")
+    with pytest.raises(DataError, match=r"/dev/zero: cannot be read \(it has more than"):  # and has no end
+        read_words(Path("/dev/zero"))
     (tmp_path / "words.txt").write_text("one\n\ntwo\n")
     assert read_words(tmp_path / "words.txt") == ["one", "two"]
 

@@ -19,8 +19,23 @@ except ImportError:  # as on Windows
 
 NO_BYTES = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")  # surrogates that stand for no byte of a name
 
+MOST_WRITTEN = 16 << 20  # bytes of a file that a person wrote; a list of a million words has 10 MB
 LONGEST_NAME = 250  # of the 255 bytes that file systems allow, those that writing aside leaves
 LOCK = ".lock"  # the file in a folder that says that a process holds it
+
+
+def read_written(path: Path) -> bytes:
+    """The content of a file that a person wrote: a word list, a form, settings.
+
+    Raises
+    ------
+    OSError : it cannot be read, or has more than `MOST_WRITTEN` bytes, as a device without an end.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_WRITTEN + 1)
+    if len(content) > MOST_WRITTEN:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_WRITTEN >> 20} MB", str(path))
+    return content
 
 
 def pretrained_folder() -> Path:

@@ -1,6 +1,7 @@
 """Words for people: one line, a table, a cell of a spreadsheet, the name of an alphabet."""
 
 import string
+import unicodedata
 
 ALPHABETS = {
     "digits": string.digits,
@@ -49,3 +50,20 @@ def csv_cell(value: object) -> object:
 def alphabet_of(text: str) -> str:
     """The characters of an alphabet that is named, or the characters themselves."""
     return ALPHABETS.get(text, text)
+
+
+def split_alphabet(text: str) -> list[str]:
+    """The classes of an alphabet: what stands between its spaces, or, where there are none, each of its characters.
+
+    Marks that combine with the character before them belong to it.
+    """
+    names = text.split()
+    if len(names) != 1:
+        return names
+    characters: list[str] = []
+    for character in names[0]:
+        if characters and unicodedata.category(character).startswith("M"):
+            characters[-1] += character
+        else:
+            characters.append(character)
+    return characters

@@ -6,7 +6,6 @@ A sheet says itself what stands in its rows: a strip of black and white cells at
 are in millimetres from the top left corner of the paper, A4.
 """
 
-import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from scipy import ndimage
 
 from glyphs.core.arrays import Floats, Mask
 from glyphs.core.errors import ConfigError, PictureError
+from glyphs.core.text import split_alphabet
 from glyphs.forms.marks import Square, find_marks, mark_squares, straighten
 from glyphs.pictures.page import page_ink
 
@@ -105,22 +105,13 @@ CHECKERBOARD = np.indices((CODE_ROWS, CODE_COLUMNS)).sum(axis=0) % 2 == 1
 
 
 def classes_of(alphabet: str) -> list[str]:
-    """The classes of an alphabet: what stands between its spaces, or, where there are none, each of its characters.
-
-    Marks that combine with the character before them belong to it.
+    """The classes of an alphabet, see `glyphs.core.text.split_alphabet`.
 
     Raises
     ------
     ConfigError : there are none, or one can have no folder of its name.
     """
-    names: list[str] = alphabet.split()
-    if len(names) == 1:
-        names = []
-        for character in alphabet.strip():
-            if names and unicodedata.category(character).startswith("M"):
-                names[-1] += character
-            else:
-                names.append(character)
+    names = split_alphabet(alphabet)
     for name in names:
         if not names_folder(name):
             raise ConfigError(

@@ -9,7 +9,7 @@ import re
 import string
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -55,6 +55,21 @@ class Automaton:
     @property
     def initial(self) -> int:
         return len(self.symbol)
+
+    def without(self, characters: frozenset[str]) -> "Automaton":
+        """The same automaton where no state stands for these characters."""
+        return replace(self, symbols=tuple(symbol - characters for symbol in self.symbols))
+
+    def is_empty(self) -> bool:
+        """Whether there is no text that the automaton knows."""
+        reached, new = {self.initial}, [self.initial]
+        while new:
+            state = new.pop()
+            followers = self.targets[self.starts[state] : self.starts[state + 1]].tolist()
+            found = [each for each in followers if self.symbols[self.symbol[each]] and each not in reached]
+            reached.update(found)
+            new += found
+        return not self.final[list(reached)].any()
 
     def accepts(self, text: str) -> bool:
         """Whether the whole text is one that the automaton knows."""

@@ -22,13 +22,14 @@ from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import CheckpointError, ConfigError, PictureError
 from glyphs.core.files import valid_utf8
-from glyphs.core.text import PRIORS, alphabet_of
+from glyphs.core.text import PRIORS, alphabet_of, split_alphabet
 from glyphs.models.runtime import default_model, describe_training, load_onnx, load_pth
 from glyphs.output.rows import DECIMALS, Candidate, Prediction, Reading, Status
 from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, shrink_factor, to_grey
 from glyphs.pictures.glyph import SIDE, Mode, preprocess
 from glyphs.pictures.page import Page, find_lines
 from glyphs.reading.automaton import Automaton, pattern_automaton, word_automaton
+from glyphs.reading.lattice import forms
 from glyphs.reading.reader import read_page
 
 Result = TypeVar("Result")
@@ -60,9 +61,10 @@ class GlyphPredictor:
     ----------
     model : a checkpoint (.pth), or an .onnx file that this project exported; None for the weights in the box.
     device : `auto`, `cpu`, `cuda` or `mps`; None is `auto`.
-    alphabet : the only characters to answer; the probabilities are those given that it is one of them.  A
-        character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced,
-        where c is C.
+    alphabet : the only classes to answer: a list of them, or a text of characters, of words with spaces between them,
+        or a name of `glyphs.core.text.ALPHABETS`.  The probabilities are those given that it is one of them.  A
+        character that the model has no class of its own for counts as its other case, as in EMNIST-Balanced, where c
+        is C.
     prior : how frequent the classes are taken to be where the picture leaves several open: `uniform`, as in training
         where that counted every class alike; `digits`, each digit so many times as frequent as a letter as
         `glyphs.core.text.PRIORS` says; or `auto`, that for drawings of MNIST's size, uniform for everything else.
@@ -113,13 +115,14 @@ class GlyphPredictor:
         self.facts = {"classes": names, **facts}  # what the file tells of the model, for people
         self.trained_on = facts["settings"].get("dataset")  # None where the file does not say
         self.description = f"{path}: {len(names)} classes; {describe_training(facts)}"
-        self.alphabet = None if alphabet is None else frozenset(alphabet)
-        self.words = words
-        self.automaton = automaton_of(words, pattern, names)
-        self.columns = (
-            list(range(len(names))) if self.alphabet is None else choose_columns(names, sorted(self.alphabet))
-        )
+        self.alphabet: frozenset[str] | None = None
+        self.columns = list(range(len(names)))
+        if alphabet is not None:
+            self.alphabet = chosen_classes(alphabet, names)
+            self.columns = choose_columns(names, sorted(self.alphabet))
         self.class_names = [names[column] for column in self.columns]
+        self.words = words
+        self.automaton = self.make_automaton(words, pattern)
         if prior not in PRIORS:
             raise ConfigError(f"prior: is {prior!r}; it is one of {', '.join(PRIORS)}")
         digits = np.array([name.isdecimal() for name in self.class_names])
@@ -131,7 +134,7 @@ class GlyphPredictor:
 
     def view(
         self,
-        alphabet: str | None = None,
+        alphabet: Iterable[str] | None = None,
         min_confidence: float | None = None,
         pattern: str | None = None,
         words: Sequence[str] | None = None,
@@ -144,9 +147,8 @@ class GlyphPredictor:
         """
         own = copy.copy(self)
         if alphabet is not None:
-            alphabet = alphabet_of(alphabet)
-            chosen = choose_columns(own.class_names, alphabet)
-            own.alphabet = frozenset(alphabet)
+            own.alphabet = chosen_classes(alphabet, own.class_names)
+            chosen = choose_columns(own.class_names, sorted(own.alphabet))
             own.columns = [own.columns[column] for column in chosen]
             own.class_names = [own.class_names[column] for column in chosen]
             own.small_frequencies, own.frequencies = own.small_frequencies[chosen], own.frequencies[chosen]
@@ -154,8 +156,37 @@ class GlyphPredictor:
             own.min_confidence = min_confidence
         if words is not None:
             own.words = words
-        own.automaton = automaton_of(words, pattern, own.class_names) or own.automaton
+        own.automaton = own.make_automaton(words, pattern) or (self.automaton and own.fitted(self.automaton))
         return own
+
+    def make_automaton(self, words: Sequence[str] | None, pattern: str | None) -> Automaton | None:
+        """What a text can hold; None for anything.
+
+        Raises
+        ------
+        ConfigError : words and pattern both say it, the pattern is none, or the alphabet rules out what it asks for.
+        """
+        if words is not None and pattern is not None:
+            raise ConfigError("words and pattern both say what a text can hold: give one of them")
+        if words is not None:
+            return self.fitted(word_automaton(words, self.class_names))
+        if pattern is None:
+            return None
+        automaton = self.fitted(pattern_automaton(pattern, self.class_names))
+        if automaton.is_empty():
+            raise ConfigError(
+                f"pattern {pattern!r}: asks for characters that the alphabet rules out; allow them, or leave it out"
+            )
+        return automaton
+
+    def fitted(self, automaton: Automaton) -> Automaton:
+        """An automaton without the characters that the model knows and the alphabet rules out.
+
+        Signs that the model does not know stay: the alphabet chooses among its classes, not among these.
+        """
+        allowed = {form for name in self.class_names for form in forms(name, self.class_names)}
+        known = {form for name in self.facts["classes"] for form in forms(name, self.facts["classes"])}
+        return automaton.without(known - allowed)
 
     def predict(self, image: Source, top_k: int = 5) -> Prediction:
         """What one picture shows; a picture that cannot be read is a `failed` prediction, not an exception."""
@@ -254,7 +285,7 @@ class GlyphPredictor:
         ------
         ConfigError : the pattern is none.
         """
-        automaton = None if pattern is None else pattern_automaton(pattern, self.class_names)
+        automaton = self.make_automaton(None, pattern)
         return self.read_page(*self.find_page(name_of(image), image), top_k, automaton)
 
     def read_stream(
@@ -282,6 +313,7 @@ class GlyphPredictor:
         self, file: str | None, page: Page | PictureError, top_k: int, automaton: Automaton | None = None
     ) -> Reading:
         """The text of a page; `automaton` knows what each line can hold, None is the predictor's."""
+        require_top_k(top_k)
         automaton = automaton or self.automaton
         if isinstance(page, PictureError):
             return Reading(file, "failed", error=valid_utf8(str(page)))
@@ -343,6 +375,7 @@ class GlyphPredictor:
         Each picture has the same place in a batch of the same size however quickly the others come, so that its answer
         is the same to the last bit.
         """
+        require_top_k(top_k)
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
         probabilities = NO_PROBABILITIES
         if seen:
@@ -394,18 +427,22 @@ def work_ahead(work: Callable[..., Result], pictures: Iterable[tuple[Any, ...]])
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def automaton_of(words: Sequence[str] | None, pattern: str | None, names: Sequence[str]) -> Automaton | None:
-    """What a text can hold; None for anything.  Raises ConfigError where both say it, or the pattern is none."""
-    if words is not None and pattern is not None:
-        raise ConfigError("words and pattern both say what a text can hold: give one of them")
-    if words is not None:
-        return word_automaton(words, names)
-    return None if pattern is None else pattern_automaton(pattern, names)
+def require_top_k(top_k: int) -> None:
+    """Raise ConfigError where no class is asked for."""
+    if top_k < 1:
+        raise ConfigError(f"top_k: is {top_k}; it is how many of the likeliest classes to tell, 1 or more")
 
 
 def name_of(image: Source) -> str | None:
     """A picture's name, where it comes from a file."""
     return os.fspath(image) if isinstance(image, (str, Path)) else None
+
+
+def chosen_classes(alphabet: Iterable[str], names: Sequence[str]) -> frozenset[str]:
+    """The classes that an alphabet, as of GlyphPredictor, asks for, of a model that knows these."""
+    if isinstance(alphabet, str):
+        alphabet = [alphabet] if alphabet in names else split_alphabet(alphabet_of(alphabet))
+    return frozenset(alphabet)
 
 
 def choose_columns(names: Sequence[str], alphabet: Iterable[str]) -> list[int]:

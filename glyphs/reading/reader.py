@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glyphs.core.errors import ConfigError, DataError
+from glyphs.core.files import read_written
 from glyphs.models.runtime import Network
 from glyphs.output.rows import DECIMALS, Candidate, Character, TextLine, Word
 from glyphs.pictures.page import Line, Page, Piece
@@ -286,14 +287,16 @@ def set_case(
     found = [name if choice.only is None or name in choice.only else name.swapcase() for choice, name in pairs]
     if allowed is not None:
         found = [name if name in allowed or name.swapcase() not in allowed else name.swapcase() for name in found]
-        found = [name if name in allowed or name.isalnum() else "" for name in found]
+        # A sign, which is no class of the model's, stands where a pattern or a listed word asks for it.
+        pairs = zip(path, found, strict=True)
+        found = [name if name in allowed or name.isalnum() or choice.only else "" for choice, name in pairs]
     return found
 
 
 def read_words(path: Path) -> list[str]:
     """The words of a list, one on a line.  Raises DataError and ConfigError."""
     try:
-        words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        words = [line.strip() for line in read_written(path).decode("utf-8-sig").splitlines()]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

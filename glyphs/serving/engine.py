@@ -71,12 +71,13 @@ class Engine:
         self.ready: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.pool = concurrent.futures.ThreadPoolExecutor(usable_cpus(), "prepare")
         self.readers = concurrent.futures.ThreadPoolExecutor(usable_cpus(), "text")  # a page takes its time
+        self.compiler = concurrent.futures.ThreadPoolExecutor(1, "pattern")  # one at a time: others need the cores
         self.networks = [threading.Thread(target=self.compute, name="network", daemon=True) for _ in range(networks)]
         for thread in self.networks:
             thread.start()
 
     def close(self) -> None:
-        for pool in (self.pool, self.readers):
+        for pool in (self.pool, self.readers, self.compiler):
             pool.shutdown(cancel_futures=True)
         for _ in self.networks:
             self.ready.put(None)
@@ -106,6 +107,10 @@ class Engine:
 
         loop = get_running_loop()
         return await gather(*(loop.run_in_executor(self.readers, read, *picture) for picture in pictures))
+
+    async def compile(self, view: Callable[[], GlyphPredictor]) -> GlyphPredictor:
+        """The predictor that a function makes, which has a pattern to compile."""
+        return await get_running_loop().run_in_executor(self.compiler, view)
 
     def run(self, network: Network, images: Bytes) -> Probabilities:
         """A network's probabilities, for a thread that can wait for them."""

@@ -8,12 +8,13 @@ const RETRY = 2000; // milliseconds until a service that did not answer is asked
 const WORDS = {
   ok: (row) => `${percent(row.confidence)} sure`,
   uncertain: (row) => `Not sure: ${percent(row.confidence)} is too little.`,
-  no_glyph: () => "No character to be seen: it is blank, too faint, or a pattern.",
+  no_glyph: () => "Nothing to be seen: it is blank, too faint, or a pattern.",
   joined_script: () => "Joined letters are not read: write them apart.",
   failed: (row) => `This cannot be read: ${row.error}`,
 };
 
 const $ = (id) => document.getElementById(id);
+const isCharacter = (name) => /^.\p{M}*$/su.test(name);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 // The token comes once, behind the address's #, which browsers send to nobody.
@@ -91,7 +92,7 @@ const rows = async (answer) => (answer.ok || answer.status === 422 ? answer.json
 function show(row, words) {
   if ($("words").textContent !== words) $("words").textContent = words;
   const letter = row?.prediction ?? row?.text ?? "";
-  $("letter").classList.toggle("text", Boolean(row?.text));
+  $("letter").classList.toggle("text", !isCharacter(letter));
   if ($("letter").textContent !== letter) $("letter").textContent = letter;
   $("bars").replaceChildren(...(row?.top_k ?? []).map(({ label, probability }) => {
     const item = document.createElement("li");
@@ -121,7 +122,11 @@ async function describe() {
     }
     facts = await answer.json();
     $("model").replaceChildren(...facts.models.map((name) => new Option(name, name, false, name === facts.model)));
-    $("alphabet").placeholder = `all: ${facts.alphabet.join("")}`;
+    const characters = facts.alphabet.every(isCharacter);
+    $("title").textContent = characters ? "Draw a character, a number or a word" : "Draw a picture";
+    $("hint").hidden = !characters;
+    $("kind").textContent = characters ? "characters" : "classes, with spaces between them";
+    $("alphabet").placeholder = `all: ${facts.alphabet.join(characters ? "" : " ")}`;
     $("description").textContent = `${facts.model}: ${facts.description}`;
     $("card").textContent = facts.card ?? "";
     $("label").replaceChildren(...facts.alphabet.map((name) => new Option(name, name)));
