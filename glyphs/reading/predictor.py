@@ -186,7 +186,7 @@ class GlyphPredictor:
         """
         allowed = {form for name in self.class_names for form in forms(name, self.class_names)}
         known = {form for name in self.facts["classes"] for form in forms(name, self.facts["classes"])}
-        return automaton.without(known - allowed)
+        return automaton.without(frozenset(known - allowed))
 
     def predict(self, image: Source, top_k: int = 5) -> Prediction:
         """What one picture shows; a picture that cannot be read is a `failed` prediction, not an exception."""
