@@ -146,6 +146,13 @@ def test_every_flag_named_exists(document: Path) -> None:
     assert set(re.findall(FLAG, text)) <= known
 
 
+def test_every_flag_is_in_a_document() -> None:
+    helps = "".join(build().format_help() for build in PARSERS.values())
+    told = {flag for page in PAGES for flag in re.findall(FLAG, page.read_text(encoding="utf-8"))}
+    known = {flag for flag in set(re.findall(FLAG, helps)) - {"--version"} if not flag.startswith("--no-")}
+    assert known <= told
+
+
 @pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -12,6 +12,7 @@ import pytest
 
 import glyphs
 from tests.conftest import ROOT, run_python
+from tests.test_imports import packages
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,17 @@ def test_requirements_need_nothing_that_is_missing_here() -> None:
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             assert importlib.metadata.version(re.split(r"[<>=!~ ]", line)[0])
+
+
+def test_requirements_name_every_package_that_is_imported() -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    named = {re.split(r"[<>=!~ ]", line)[0].lower() for line in lines if line and not line.startswith("#")}
+    distributions = importlib.metadata.packages_distributions()
+    files = [*ROOT.glob("*.py"), *(ROOT / "glyphs").rglob("*.py")]
+    imported = {name for path in files for name in packages(path)} - set(sys.stdlib_module_names) - {"glyphs"}
+    optional = {"pyarrow"}
+    missing = {name for name in imported - optional if not named & {each.lower() for each in distributions[name]}}
+    assert missing - {path.stem for path in ROOT.glob("*.py")} == set()
 
 
 def test_the_citation_has_the_version() -> None:

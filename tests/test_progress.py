@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,22 @@ def test_a_terminal_has_bars_and_a_file_has_none(monkeypatch: pytest.MonkeyPatch
         line_above("a word")
         assert ("counting" in stderr.getvalue()) == shown
         assert stderr.getvalue().endswith("a word\n")
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in progress(range(12), seconds=0.1, desc="preparing", unit=" pictures"):
+        time.sleep(0.05)
+    bar = progress(total=12, seconds=0.1, desc="training", delay=1)
+    for _ in range(12):
+        time.sleep(0.05)
+        bar.update()
+    bar.close()
+    for _ in progress(range(12), desc="short"):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 12  # how many depends on the clock
+    assert all(re.match(r"(preparing|training): +\d+% \d+/12 \[", line) for line in lines)
+    assert {line.split(":")[0] for line in lines} == {"preparing", "training"}
 
 
 def test_a_notebook_has_bars_though_its_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The service, as a process of its own that clients talk to over loopback."""
 
+import asyncio
 import contextlib
 import http.client
 import io
@@ -24,6 +25,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import Request
 
 import inference
 from benchmarks.service_torture import BROKEN, bomb
@@ -252,6 +254,27 @@ def test_a_picture_is_told_by_its_bytes(service: Running, kind: str) -> None:
     status, [row], _ = service.predict(b'{"image": "test.png"}', kind=kind)
     assert (status, row["status"]) == (422, "failed")
     assert "is not a picture" in row["error"]
+
+
+def test_a_pattern_is_compiled_where_no_request_waits_for_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, threads = GlyphPredictor(model), []
+
+    def view(*arguments: Any) -> GlyphPredictor:
+        threads.append(threading.current_thread())
+        return GlyphPredictor.view(predictor, *arguments)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": png(), "more_body": False}
+
+    monkeypatch.setattr(predictor, "view", view)
+    service = service_module.Service({"model": predictor})
+    query = b"text=true&pattern=[0-9]"
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": query, "headers": []}
+    response = asyncio.run(service.predict(Request(scope, receive)))
+    service.engine.close()
+    assert response.status_code == 200
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_a_form_must_hold_files_and_be_whole(service: Running) -> None:

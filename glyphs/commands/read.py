@@ -223,7 +223,7 @@ def read_together(
     with open_review(arguments) if number == 0 else contextlib.nullcontext() as page:
         with parts.opened():
             predictions = stream(reader, parts.share(folder), arguments)
-            if sys.stderr.isatty():
+            if number == 0:
                 predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
             try:
                 for prediction, pixels in predictions:
@@ -289,7 +289,7 @@ def predict(
     complain = say
     if results.done:
         say(f"{arguments.output} holds {len(results.done):,} rows: going on with the other pictures")
-    if sys.stderr.isatty() and (arguments.output or not sys.stdout.isatty()):
+    if arguments.output or (sys.stderr.isatty() and not sys.stdout.isatty()):  # else the rows show how far it is
         total = sum(1 for _ in pictures)
         predictions = progress(predictions, total=total, initial=len(results.done), unit=" pictures", delay=1)
         complain = line_above

@@ -80,14 +80,16 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar for each epoch, on a terminal and in a notebook."""
+    """A bar for each epoch; where there is no terminal, a line a minute, beside the epoch's own."""
 
     def __init__(self) -> None:
         self.bar: Any = None
 
     def on_epoch_start(self, trainer: Run) -> None:
         epoch = f"epoch {trainer.epoch + 1}/{trainer.config.num_epochs}"
-        self.bar = progress(total=trainer.num_steps, initial=trainer.step, desc=epoch, unit="batch", leave=False)
+        self.bar = progress(
+            total=trainer.num_steps, initial=trainer.step, seconds=60, desc=epoch, unit="batch", leave=False
+        )
 
     def on_step_end(self, trainer: Run) -> None:
         self.bar.update()
@@ -97,7 +99,8 @@ class ProgressBar(Callback):
     def on_report(self, trainer: Run, so_far: Mapping[str, float]) -> None:
         self.bar.set_postfix_str(
             f"loss {so_far['loss']:.3f}, accuracy {so_far['accuracy']:.1%}, lr {so_far['learning_rate']:.2g}, "
-            f"{so_far['images_per_second']:,.0f} images/s"
+            f"{so_far['images_per_second']:,.0f} images/s",
+            refresh=False,
         )
 
     def on_fit_end(self, trainer: Run) -> None:

@@ -361,8 +361,9 @@ class Trainer:
         seed_everything(address(self.config.seed, "validation", self.epoch))
         totals = torch.zeros(3, len(self.class_names), dtype=sums_dtype(self.device), device=self.device)  # by class
         seen: list[tuple[Tensor, Tensor]] = []
+        batches = start_anew(self.val_loader)
         batches = progress(
-            start_anew(self.val_loader), total=len(self.val_loader), desc="validating", unit="batch", leave=False
+            batches, total=len(self.val_loader), seconds=60, desc="validating", unit="batch", leave=False
         )
         for _, labels, output in run_model(self._infer, batches, self.device):
             losses = F.cross_entropy(output, labels, reduction="none")
