@@ -25,7 +25,8 @@ from benchmarks.throughput import CLASSES, best_copy, make_trainer, wait_for
 from glyphs.core.devices import choose_device, describe_device, limit_threads
 from glyphs.core.process import run
 from glyphs.core.protocols import fetch_steps
-from glyphs.data.folder import IMAGE_BYTES, INDEX, PIXELS, Store, index_line
+from glyphs.data.folder import INDEX, PIXELS, Store, index_line
+from glyphs.pictures.plain import EMNIST_FORM
 from glyphs.training.trainer import Trainer
 
 CHUNK = 100_000  # glyphs written at a time
@@ -41,16 +42,16 @@ def resident() -> tuple[float, float]:
 
 def write_cache(folder: Path, root: Path, count: int) -> None:
     """What Store.add leaves after preparing that many pictures."""
-    Store(folder, root, "glyph")
+    image_bytes = Store(folder, root, EMNIST_FORM).image_bytes
     rng = np.random.default_rng(0)
     with (folder / PIXELS).open("ab") as pixels, (folder / INDEX).open("ab") as index:
         for start in range(0, count, CHUNK):
             numbers = range(start, min(start + CHUNK, count))
-            images = rng.bytes(len(numbers) * IMAGE_BYTES)
+            images = rng.bytes(len(numbers) * image_bytes)
             pixels.write(images)
             for place, number in enumerate(numbers):
                 key = f"{number % CLASSES:02}/{number:08}.png", 1000, 1_700_000_000_000_000_000 + number
-                image = images[place * IMAGE_BYTES : (place + 1) * IMAGE_BYTES]
+                image = images[place * image_bytes : (place + 1) * image_bytes]
                 index.write(index_line([*key, number, None], image))  # its content: another for each
 
 
@@ -96,7 +97,7 @@ def main() -> None:
         print(f"{'resident memory, MB':42}{'anonymous':>14}{'of files':>14}")
         show_memory("before the cache is opened")
         started = time.perf_counter()
-        store = Store(folder, root, "glyph")
+        store = Store(folder, root, EMNIST_FORM)
         seconds = time.perf_counter() - started
         assert store.count == count
         show_memory(f"its index read, in {seconds:.1f} s")

@@ -58,6 +58,7 @@ from glyphs.output.rows import Prediction, RowKind
 from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.page import find_lines
+from glyphs.pictures.plain import EMNIST_FORM
 from glyphs.reading.reader import read_words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,15 +143,15 @@ def write_kinds(folder: Path, checkpoint: Path, exported: Path) -> dict[str, Kin
         (data / name).mkdir(parents=True)
         for number in range(4):
             draw().rotate(9 * number).save(data / name / f"{number}.png")
-    load_folders(data, cache, "glyph", 0)
+    load_folders(data, cache, EMNIST_FORM, 0)
     for file in (INDEX, PIXELS):
         content = (cache / file).read_bytes()
-        kinds[f"cache {file}"] = Kind(cache / file, content, lambda path: load_folders(data, cache, "glyph", 0))
+        kinds[f"cache {file}"] = Kind(cache / file, content, lambda path: load_folders(data, cache, EMNIST_FORM, 0))
     return kinds
 
 
 def look_at(path: Path) -> None:
-    preprocess(path, "glyph")
+    preprocess(path)
     find_lines(to_grey(open_picture(path)))
 
 

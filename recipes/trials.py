@@ -250,11 +250,11 @@ def train(trial: Trial, data_dir: Path, epochs: int, seed: int, most: int | None
         LambdaLR(each, lambda step: cosine_with_warmup(min((step + 1) / (steps + 1), trial.constant_from), WARMUP))
         for each in optimizers
     ]
-    amounts = {"rotation": config.rotation_degree, "shear": config.affine_degree, "translate": config.translate}
+    rotation, shear, translate = config.rotation_degree, config.affine_degree, config.translate
     start = time.process_time()
     model.train()
     for step, rows in enumerate(orders(len(images), steps, generator)):
-        seen = augment(images[rows], generator, **amounts)
+        seen = augment(images[rows], generator, rotation=rotation, shear=shear, translate=translate)
         seen, wanted = trial.change((seen, targets[rows]), generator)
         loss = trial.loss(model(seen) + prior.log(), wanted)
         model.zero_grad()

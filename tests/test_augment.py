@@ -1,6 +1,7 @@
 """Augmentation: each distortion does what its name and amount say, by its own draw, from the generator alone."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_draws_fill_the_range_on_both_sides_and_stay_within() -> None:
 
 def test_the_generator_alone_decides() -> None:
     images = noise(4, 1, 28, 28)
-    amounts = {"rotation": 15.0, "shear": 10.0, "translate": 0.08}
+    amounts: dict[str, Any] = {"rotation": 15.0, "shear": 10.0, "translate": 0.08}
     torch.manual_seed(1)
     first = augment(images, seeded(1), **amounts)
     torch.manual_seed(2)
@@ -119,14 +120,16 @@ def test_every_image_gets_its_own_draw() -> None:
 @pytest.mark.usefixtures("no_scaling")
 def test_each_amount_has_an_effect_of_its_own(amount: str) -> None:
     images = noise(8, 1, 28, 28)
-    amounts = {"rotation": 0.0, "shear": 0.0, "translate": 0.0} | {amount: 0.5 if amount == "translate" else 30.0}
+    amounts: dict[str, Any] = {"rotation": 0.0, "shear": 0.0, "translate": 0.0} | {
+        amount: 0.5 if amount == "translate" else 30.0
+    }
     assert (augment(images, seeded(), **amounts) - images / 255).abs().max() > 0.1
 
 
 def test_uint8_and_float_agree_in_float32_between_0_and_1() -> None:
     images = noise(16, 1, 28, 28)
     images[:8] = 255
-    amounts = {"rotation": 15.0, "shear": 10.0, "translate": 0.08}
+    amounts: dict[str, Any] = {"rotation": 15.0, "shear": 10.0, "translate": 0.08}
     result = augment(images, seeded(), **amounts)
     assert torch.equal(result, augment(images.float() / 255, seeded(), **amounts))
     assert result.dtype == torch.float32

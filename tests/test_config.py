@@ -32,6 +32,8 @@ PROMISED = {
 # For each setting another legal value, and how the command line asks for it.
 OTHERS: dict[str, tuple[Any, list[str]]] = {
     "emnist_split": ("byclass", ["--split", "byclass"]),
+    "image_size": (40, ["--image-size", "40"]),
+    "color": ("on", ["--color", "on"]),
     "batch_size": (64, ["--batch-size", "64"]),
     "val_split": (0.2, ["--val-split", "0.2"]),
     "use_residual": (False, ["--no-use-residual"]),
@@ -249,8 +251,7 @@ def test_flag_sets_its_setting_and_no_other(name: str) -> None:
 def test_help_of_every_flag_states_its_default(name: str) -> None:
     default = get_default_config()[name]
     words = {"True": "on", "False": "off", "None": "none"}.get(str(default), str(default))
-    if name == "max_train_images":
-        words = "all"
+    words = {"max_train_images": "all", "image_size": "what suits the pictures"}.get(name, words)
     text = helps_of_settings()[name]
     assert text.endswith(f"(default: {words})")
     assert len(text) > len(f"(default: {words})") + 5  # and what the setting is

@@ -25,6 +25,7 @@ from glyphs.models.checkpoint import load_model
 from glyphs.models.export import Exported, choose_format, export_model, load_pt2
 from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.models.runtime import load_onnx
+from glyphs.pictures.plain import EMNIST_FORM
 from tests.conftest import refused, run_python
 from tests.small import NAMES, draw_glyph, save_small_checkpoint
 
@@ -141,8 +142,8 @@ def test_a_pt2_program_answers_as_the_model_does(tmp_path: Path, exported: tuple
     found = export_model(exported[0], output=tmp_path / "small.pt2")
     assert (found.format, found.path, found.bytes) == ("pt2", tmp_path / "small.pt2", found.path.stat().st_size)
     assert found.difference <= export.TOLERANCE
-    network, names, mode = load_pt2(found.path)
-    assert (names, mode) == (NAMES, "glyph")
+    network, names, form = load_pt2(found.path)
+    assert (names, form) == (NAMES, EMNIST_FORM)
     images = export.patterns(5)
     np.testing.assert_allclose(network(images), load_onnx(exported[1], "cpu")[0](images), atol=1e-5)
     # As the README says, without this project.

@@ -20,7 +20,6 @@ from glyphs.data.demo import FONTS, draw_master
 from glyphs.data.division import hold_out
 from glyphs.data.folder import (
     FLUSH_EVERY,
-    IMAGE_BYTES,
     INDEX,
     PIXELS,
     SKIPPED,
@@ -31,7 +30,8 @@ from glyphs.data.folder import (
 )
 from glyphs.data.loaders import get_data_loaders
 from glyphs.models.checkpoint import load_checkpoint
-from glyphs.pictures.glyph import Mode, preprocess
+from glyphs.pictures.glyph import preprocess
+from glyphs.pictures.plain import EMNIST_FORM, InputForm
 from tests.conftest import refused
 
 pytestmark = pytest.mark.usefixtures("shown_log")
@@ -49,14 +49,14 @@ def make_folders(root: Path, count: int = 5, classes: str = "AB3") -> None:
             draw(root / character / f"{number}.png", character, number)
 
 
-def pixels_of(path: Path, mode: Mode = "glyph") -> Tensor:
-    pixels = preprocess(path, mode).pixels
+def pixels_of(path: Path, form: InputForm = EMNIST_FORM) -> Tensor:
+    pixels = preprocess(path, form).pixels
     assert pixels is not None
     return torch.from_numpy(pixels)
 
 
-def load(tmp_path: Path, mode: Mode = "glyph", cache: str = "cache") -> FolderData:
-    return load_folders(tmp_path / "data", tmp_path / cache, mode, seed=0)
+def load(tmp_path: Path, form: InputForm = EMNIST_FORM, cache: str = "cache") -> FolderData:
+    return load_folders(tmp_path / "data", tmp_path / cache, form, seed=0)
 
 
 def make_config(tmp_path: Path, **settings: object) -> Config:
@@ -76,8 +76,8 @@ def test_pictures_go_through_the_same_preprocessing_as_in_prediction(tmp_path: P
 
 def test_plain_mode_reaches_the_preprocessing(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2)
-    images = load(tmp_path, "plain").images
-    assert torch.equal(images[0, 0], pixels_of(tmp_path / "data" / "3" / "0.png", "plain"))
+    images = load(tmp_path, InputForm("plain")).images
+    assert torch.equal(images[0, 0], pixels_of(tmp_path / "data" / "3" / "0.png", InputForm("plain")))
     other = load(tmp_path).images  # the cache of the other mode is no use
     assert not torch.equal(other, images)
 
@@ -175,7 +175,7 @@ def test_where_no_character_is_found_the_other_preparation_is_named(
     with refused(DataError, tmp_path / "data" / "A", "holds no usable picture", "--preprocess plain"):
         load(tmp_path)
     capsys.readouterr()
-    load(tmp_path, "plain")
+    load(tmp_path, InputForm("plain"))
     assert "--preprocess" not in capsys.readouterr().err
 
 
@@ -195,9 +195,9 @@ def test_only_new_and_changed_pictures_are_prepared_again(tmp_path: Path, monkey
     load(tmp_path)
     prepared: list[str] = []
 
-    def note(path: str, mode: Mode) -> object:
+    def note(path: str, form: InputForm, *, with_cover: bool) -> object:
         prepared.append(Path(path).name)
-        return prepare(path, mode)
+        return prepare(path, form, with_cover=with_cover)
 
     monkeypatch.setattr(glyphs.data.folder, "prepare", note)
     draw(train_dir / "A" / "0.png", "B")
@@ -228,7 +228,7 @@ def flush(lines, pixels, index):
     index.flush()
     lines.clear()
 folder.flush = flush
-folder.load_folders(Path(sys.argv[1]), Path(sys.argv[2]), "glyph", 0)
+folder.load_folders(Path(sys.argv[1]), Path(sys.argv[2]), folder.InputForm(), 0)
 """
 
 
@@ -447,9 +447,9 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_a_cache_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    store = Store(tmp_path, tmp_path, "glyph")
-    store.count = 2 * memory // IMAGE_BYTES
-    os.truncate(tmp_path / PIXELS, store.count * IMAGE_BYTES)  # all holes: it takes no room on the disk
+    store = Store(tmp_path, tmp_path, EMNIST_FORM)
+    store.count = 2 * memory // store.image_bytes
+    os.truncate(tmp_path / PIXELS, store.count * store.image_bytes)  # all holes: it takes no room on the disk
     images = store.images()
     assert images.shape == (store.count, 1, 28, 28)
     assert images[-1].max() == 0

@@ -16,6 +16,7 @@ from glyphs.models import export
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
 from glyphs.models.export import export_model
 from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.pictures.plain import EMNIST_FORM
 from glyphs.training.trainer import Trainer
 from tests.conftest import Disk, refused
 from tests.small import CLASSES, draw_glyph, make_config, make_loaders, save_small_onnx
@@ -49,7 +50,7 @@ def train(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    load_folders(folder / "pictures", folder / "cache", "glyph", 0)
+    load_folders(folder / "pictures", folder / "cache", EMNIST_FORM, 0)
 
 
 def read(folder: Path, suffix: str) -> None:

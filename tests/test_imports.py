@@ -45,7 +45,7 @@ LATER = {
     "glyphs.commands.evaluate": "scikit-learn and matplotlib, which training does without",
     "glyphs.evaluation.calibration": "SciPy, which training does without until it is done",
     "glyphs.data.folder": "SciPy, which EMNIST does without",
-    "glyphs.pictures.glyph": "likewise",
+    "glyphs.data.survey": "likewise",
     "torchvision.datasets": "a second, which only a download need wait for",
     "tqdm": "a tenth of a second, which one answer need not wait for",
     "tqdm.auto": "likewise",

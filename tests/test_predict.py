@@ -25,6 +25,7 @@ from glyphs.output.results import relative_names
 from glyphs.pictures.decode import Source
 from glyphs.pictures.find import PictureFolder, describe_skipped
 from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.pictures.plain import InputForm
 from glyphs.reading import predictor as predict
 from glyphs.reading.predictor import GlyphPredictor
 from tests.conftest import refused, run_python
@@ -240,7 +241,7 @@ def test_below_the_asked_confidence_is_uncertain(onnx_file: Path) -> None:
 
 @pytest.mark.parametrize("status", ["no_glyph", "several_glyphs"])
 def test_no_single_glyph_no_answer(onnx_file: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
-    monkeypatch.setattr(predict, "preprocess", lambda picture, mode: Glyph(status, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(predict, "preprocess", lambda picture, form: Glyph(status, None))  # type: ignore[arg-type]
     row = GlyphPredictor(onnx_file).predict(draw_glyph()).to_dict()
     assert row == {
         "file": None, "status": status, "prediction": None, "confidence": None, "top_k": [], "error": None,
@@ -248,7 +249,7 @@ def test_no_single_glyph_no_answer(onnx_file: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_mode_reaches_the_preprocessing(onnx_file: Path) -> None:
-    plain = preprocess(draw_glyph(), "plain").pixels
+    plain = preprocess(draw_glyph(), InputForm("plain")).pixels
     [(_, pixels)] = GlyphPredictor(onnx_file, mode="plain").stream([(None, draw_glyph())])
     assert plain is not None
     assert pixels is not None

@@ -18,6 +18,7 @@ from glyphs.core.errors import GlyphError, PictureError
 from glyphs.data.idx import read_idx
 from glyphs.pictures.decode import MAX_PIXELS, Source, open_picture, to_grey
 from glyphs.pictures.glyph import Glyph, preprocess
+from glyphs.pictures.plain import InputForm
 from tests.small import declared_png
 
 DATA_DIR = os.environ.get("GLYPH_DATA_DIR")
@@ -370,13 +371,13 @@ def test_any_small_picture_is_answered_or_refused_without_a_warning() -> None:
 def test_plain_only_greys_squares_and_resizes() -> None:
     icon = np.full((40, 80), 255, np.uint8)
     icon[10:30, 30:50] = 0
-    glyph = preprocess(icon, mode="plain")
+    glyph = preprocess(icon, InputForm("plain"))
     assert glyph.status == "ok"
     assert glyph.pixels is not None
-    assert glyph.pixels[0].max() == 0  # the paper, which was white
-    assert glyph.pixels[14, 14] == 255
-    assert 0.05 < glyph.pixels.mean() / 255 < 0.08  # 400 of 6,400 pixels, neither cropped nor thinned
-    assert preprocess(np.zeros((9, 9), np.uint8), mode="plain").status == "ok"
+    assert glyph.pixels[0].min() == 255  # the paper, which stays white
+    assert glyph.pixels[14, 14] == 0
+    assert 0.05 < 1 - glyph.pixels.mean() / 255 < 0.08  # 400 of 6,400 pixels, neither cropped nor thinned
+    assert preprocess(np.zeros((9, 9), np.uint8), InputForm("plain")).status == "ok"
 
 
 # ---- What cannot be read ----

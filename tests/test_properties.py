@@ -14,8 +14,9 @@ import glyphs.pictures.glyph
 from glyphs.core.arrays import Floats
 from glyphs.core.errors import PictureError
 from glyphs.data.folder import prepare
-from glyphs.pictures.glyph import Mode, preprocess
+from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.page import Page, find_lines
+from glyphs.pictures.plain import InputForm, Mode
 from glyphs.reading.predictor import GlyphPredictor
 from glyphs.reading.reader import read_page
 from tests.small import draw_glyph, save_small_onnx
@@ -62,7 +63,7 @@ def test_every_picture_is_answered_or_refused(picture: NDArray[np.uint8]) -> Non
 @quick
 @given(pictures())
 def test_plain_never_refuses(picture: NDArray[np.uint8]) -> None:
-    status, pixels, _ = preprocess(picture, "plain")
+    status, pixels, _ = preprocess(picture, InputForm("plain"))
     assert status == "ok"
     assert pixels is not None
     assert pixels.shape == (28, 28)
@@ -113,10 +114,10 @@ def test_a_fault_of_the_program_costs_one_picture_and_is_described(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("broken_program")
-@pytest.mark.parametrize("mode", ["glyph", "plain"])
+@pytest.mark.parametrize("mode", ["glyph", "inverted"])
 def test_a_fault_of_the_program_costs_a_folder_one_picture(tmp_path: Path, mode: Mode) -> None:
     Image.new("L", (20, 13)).save(tmp_path / "odd.png")
-    assert "ZeroDivisionError" in str(prepare(str(tmp_path / "odd.png"), mode))
+    assert "ZeroDivisionError" in str(prepare(str(tmp_path / "odd.png"), InputForm(mode)))
 
 
 def test_a_fault_of_the_program_costs_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

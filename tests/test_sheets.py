@@ -34,6 +34,7 @@ from glyphs.forms.sheet import (
     paginate,
 )
 from glyphs.pictures.decode import to_grey
+from glyphs.pictures.plain import EMNIST_FORM
 from samples.fill import Floats, fill, photograph
 from tests.conftest import refused
 
@@ -150,7 +151,7 @@ def test_a_photographed_sheet_becomes_a_data_set(
         picture = np.asarray(Image.open(path), dtype=float)
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
         assert np.quantile(border, 0.05) > 0.85 * np.median(picture)
-    data = load_folders(tmp_path / "own", tmp_path / "cache", "glyph", seed=0)
+    data = load_folders(tmp_path / "own", tmp_path / "cache", EMNIST_FORM, seed=0)
     assert (data.class_names, len(data.train) + len(data.test)) == (sorted(NAMES), len(cut))
 
 

@@ -28,7 +28,10 @@ def evaluation_config(path: Path, trained_with: Config, given: dict[str, Any]) -
     ConfigError : the reports would go where those of another run are.
     """
     # The seed too: it decides which pictures of a folder were held out.
-    same = {name: getattr(trained_with, name) for name in ("dataset", "emnist_split", "preprocess", "seed")}
+    same = {
+        name: getattr(trained_with, name)
+        for name in ("dataset", "emnist_split", "preprocess", "image_size", "color", "seed")
+    }
     own = same | ({"data_dir": trained_with.data_dir} if trained_with.dataset == "folder" else {})
     own_data = all(given.get(name, value) == value for name, value in own.items())
     of_its_run = path.name == BEST_MODEL and own_data

@@ -18,9 +18,10 @@ from glyphs.evaluation.analyzer import ModelAnalyzer, format_analysis, write_rep
 from glyphs.evaluation.comparator import ModelComparator
 from glyphs.models.checkpoint import load_checkpoint, require_classes
 from glyphs.models.export import check_packages, choose_format
+from glyphs.pictures.plain import InputForm, with_form
 
 PICTURES = Path("outputs")  # where pictures go without --output
-OF_THE_DATA = ("dataset", "emnist_split", "preprocess", "seed", "val_split", "max_train_images")
+OF_THE_DATA = ("dataset", "emnist_split", "preprocess", "image_size", "color", "seed", "val_split", "max_train_images")
 
 
 def analyze_compare_or_export(arguments: argparse.Namespace, given: dict[str, Any], config: Config) -> None:
@@ -49,13 +50,19 @@ def analyze(arguments: argparse.Namespace, config: Config) -> None:
 
 def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]) -> None:
     comparator = ModelComparator(arguments.compare, config.device, config.batch_size, arch=config.arch)
-    loader = class_names = None
+    loader: TensorLoader | dict[InputForm, TensorLoader] | None = None
+    class_names = None
     split = ""
     if wants_data(given):
         first = comparator.analyzers[0]
         settings = data_settings(first.description.settings, first.path, given)
         with data_folder(settings):
-            loader, class_names = get_test_loader(settings)
+            if settings.dataset == "folder":
+                loader = {}
+                for form in dict.fromkeys(analyzer.form for analyzer in comparator.analyzers):
+                    loader[form], class_names = get_test_loader(with_form(settings, form))
+            else:
+                loader, class_names = get_test_loader(settings)
         split = settings.data_name
     comparison = comparator.compare(loader, class_names, split)
     if loader is not None:

@@ -30,7 +30,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to recognise them")
     model = "a checkpoint or an .onnx file; several with --serve (default: the weights in the box, glyphs47)"
     how.add_argument("--model", type=Path, nargs="+", metavar="FILE", help=model)
-    modes = "glyph finds the character; plain only greys, squares and resizes (default: as the model was trained)"
+    modes = "glyph finds the character; plain takes the picture as it is (default: as the model was trained)"
     how.add_argument("--preprocess", dest="mode", choices=PREPROCESSING, help=modes)
     only = f"answer only these characters, such as 0123456789, or {', '.join(ALPHABETS)} (default: all)"
     how.add_argument("--alphabet", type=alphabet_of, metavar="CHARACTERS", help=only)
@@ -153,7 +153,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         parser.error("--words and --pattern both say what a text can hold: give one of them")
     if arguments.text and arguments.save_preprocessed:
         parser.error("--save-preprocessed is for single characters; with --text, --visualize draws what was found")
-    if arguments.text and arguments.mode == "plain":
+    if arguments.text and arguments.mode not in (None, "glyph"):
         parser.error("--text finds characters itself: leave --preprocess out")
     for written, read in itertools.product(("output", "review"), ("fields", "words")):
         paths = [getattr(arguments, name) for name in (written, read)]

@@ -105,7 +105,7 @@ def add_settings(
             metadata = field.metadata
             default = field.default
             if default is None:
-                default = "all" if metadata["type"] is int else "none"
+                default = metadata["unset"]
             options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
             if metadata["type"] is bool:
                 default = "on" if field.default else "off"

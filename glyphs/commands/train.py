@@ -27,10 +27,12 @@ from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.core.files import claim_folder
 from glyphs.core.process import PLOTTING_PACKAGES, require_packages, say
 from glyphs.core.randomness import address, seed_everything
-from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader
+from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader, settled
 from glyphs.data.overlap import overlap
 from glyphs.models.architecture import make_model, require_arch
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
+from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.pictures.plain import form_of
 from glyphs.training.callbacks import require_tensorboard
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
@@ -128,6 +130,7 @@ def train(
         require_packages(*PLOTTING_PACKAGES)
     if config.tensorboard:
         require_tensorboard()
+    config = settled(config)
     data = get_data_loaders(config, device)
     seed_everything(address(config.seed, "weights"))
     model: nn.Module
@@ -136,6 +139,8 @@ def train(
         say(f"fine-tuning {config.finetune}, which knows {known} of the {len(data.class_names)} classes")
     else:
         model = make_model(config, len(data.class_names))
+        if isinstance(model, EnhancedGlyphCNN) and form_of(config.to_dict()).mode == "plain":
+            model.normalise_by(*data.train.statistics())
     model.to(device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "

@@ -16,7 +16,8 @@ SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 SCHEDULERS = ("cosine", "plateau")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
-PREPROCESSING = ("glyph", "plain")
+PREPROCESSING = ("glyph", "plain", "inverted")
+COLORS = ("auto", "on", "off")
 CLASS_PRIORS = ("data", "uniform")
 GROUPS = ("data", "model", "training", "augmentation", "run")  # of settings, as --help shows them
 EXPORT_FORMATS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}  # and their suffixes
@@ -45,10 +46,12 @@ def setting(
     type: type | None = None,
     metavar: str | None = None,
     may_change: bool = False,
+    unset: str = "none",
 ) -> T:
     """A dataclass field that also says how the command line shows and checks it.
 
     `group` is one of GROUPS.  `type` is needed only where it is not that of the default (a default of None).
+    `unset` is what --help calls a default of None.
     `may_change` marks what a resumed run may set anew without contradicting the run that it goes on with.
     """
     kind = type or default.__class__
@@ -61,6 +64,7 @@ def setting(
         "type": kind,
         "metavar": metavar or {int: "N", float: "X", str: "PATH"}.get(kind),
         "may_change": may_change,
+        "unset": unset,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -130,9 +134,21 @@ class Config:
     )
     preprocess: str = setting(
         "data",
-        "glyph",
-        "folder: glyph finds the character and brings it to EMNIST's form; plain only greys, squares and resizes",
-        choices=PREPROCESSING,
+        "auto",
+        "folder: glyph finds the character and brings it to EMNIST's form; plain takes pictures as they are, and only "
+        "fits them into a square; auto looks at them; inverted is what plain was up to version 1.0",
+        choices=("auto", *PREPROCESSING),
+    )
+    image_size: int | None = setting(
+        "data",
+        None,
+        "folder: pixels a side of plain pictures, from 20 to 160",
+        check=(lambda value: 20 <= value <= 160, "from 20 to 160"),
+        type=int,
+        unset="what suits the pictures",
+    )
+    color: str = setting(
+        "data", "auto", "folder: whether plain pictures keep their colours; auto: if they have any", choices=COLORS
     )
     max_train_images: int | None = setting(
         "data",
@@ -140,6 +156,7 @@ class Config:
         "use only this many training images (validation included), for a quick look",
         check=POSITIVE,
         type=int,
+        unset="all",
     )
     label_smoothing: float = setting("training", 0.1, "share of the target spread over all classes", check=FRACTION)
     class_prior: str = setting(

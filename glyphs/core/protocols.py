@@ -13,7 +13,7 @@ from glyphs.core.errors import ConfigError, DataError
 from glyphs.core.randomness import address, seed_everything
 
 T = TypeVar("T")
-Batch = tuple[Tensor, Tensor]  # images [N, 1, H, W], uint8 or float in [0, 1]; labels int64 [N]
+Batch = tuple[Tensor, Tensor]  # images [N, channels, H, W], uint8 or float in [0, 1]; labels int64 [N]
 
 
 class Loader(Protocol):
@@ -113,7 +113,7 @@ def run_model(
 
     Yields
     ------
-    images [N, 1, H, W] and labels [N], on the device, and what the model makes of the images.
+    images [N, channels, H, W] and labels [N], on the device, and what the model makes of the images.
     """
     for images, labels in batches:
         images, labels = move(images, device), move(labels, device)

@@ -44,7 +44,9 @@ def unsteady(rows: Iterable[Mapping[str, Any]]) -> bool:
     return any(row["seconds_iqr"] > UNSTEADY * row["seconds"] for row in rows)
 
 
-def time_networks(networks: Sequence[Callable[[Bytes], Any]], batch: int) -> list[Timing]:
+def time_networks(
+    networks: Sequence[Callable[[Bytes], Any]], batch: int, shapes: Sequence[tuple[int, int, int]] | None = None
+) -> list[Timing]:
     """Time each network on a batch of noise (the arithmetic does not depend on what images show), after a warm-up.
 
     torch.utils.benchmark repeats the call until a block is long enough to be timed; a network whose answer lies on the
@@ -52,15 +54,17 @@ def time_networks(networks: Sequence[Callable[[Bytes], Any]], batch: int) -> lis
 
     Parameters
     ----------
-    networks : from images, uint8 [N, 1, 28, 28], to anything that is there when they return.
+    networks : from images, uint8 [N, channels, H, W], to anything that is there when they return.
+    shapes : of each one's images, without N; None for 1x28x28.
     """
     # Else it says, where a CUDA toolkit is installed but no GPU, that it cannot compile for one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import benchmark
 
-    images = np.random.default_rng(0).integers(0, 256, (batch, 1, 28, 28), dtype=np.uint8)
+    rng = np.random.default_rng(0)
     timers = []
-    for network in networks:
+    for network, shape in zip(networks, shapes or [(1, 28, 28)] * len(networks), strict=True):
+        images = rng.integers(0, 256, (batch, *shape), dtype=np.uint8)
         for _ in range(WARM_UP_CALLS):
             network(images)
         names = {"network": network, "images": images}

@@ -1,13 +1,19 @@
-"""Random affine distortion of a whole batch at once, on the device, from an explicit generator."""
+"""Random distortion: affine of a whole batch at once, on the device; of colours and paper for plain pictures."""
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphs.core.arrays import Bytes
 from glyphs.models.network import as_floats
+from glyphs.pictures.plain import brightness, on_paper
 
+LEAST_CONTRAST_OF_PAPER = 64  # of brightness, between a picture's mean and a paper drawn for it
+OWN_PAPER = 0.5  # share of pictures that keep the paper that prediction lays them on
 SCALE_RANGE = 0.1  # each image is enlarged or shrunk by up to a tenth, each axis for itself
 
 
@@ -21,20 +27,22 @@ def augment(
     rotation: float,
     shear: float,
     translate: float,
+    edge: str = "zeros",
 ) -> Tensor:
     """Rotate, shear, scale and shift every image by its own random amounts, with one bilinear resampling.
 
     Parameters
     ----------
-    images : uint8 [N, 1, H, W], or float in [0, 1].
+    images : uint8 [N, channels, H, W], or float in [0, 1].
     generator : on the images' device; the only source of randomness.
     batch, part : where the images are only this part of a batch of so many; each gets what it would get in the whole.
     rotation, shear : degrees; each drawn uniformly from plus or minus this.
     translate : as a fraction of the image's side; each axis drawn uniformly from plus or minus this.
+    edge : what comes in from outside the image: "zeros", black, or "border", what its border shows there.
 
     Returns
     -------
-    float32 [N, 1, H, W] in [0, 1]; what comes in from outside the image is black.
+    float32 [N, channels, H, W] in [0, 1].
     """
     # One draw of all six factors in -1..1 for every image, so that the amounts do not depend on each other.
     count = len(images) if batch is None else batch
@@ -51,4 +59,26 @@ def augment(
     row_x = torch.stack([cos * scale_x, aspect * (cos * slant - sin) * scale_y, shift_x], dim=1)
     row_y = torch.stack([sin * scale_x / aspect, (sin * slant + cos) * scale_y, shift_y], dim=1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(as_floats(images), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(as_floats(images), grid, mode="bilinear", padding_mode=edge, align_corners=False)
+
+
+def vary_paper(layers: Bytes, rng: np.random.Generator, batch: int, part: slice) -> Bytes:
+    """Lay pictures on paper of random colours on which they can be seen; half of them as prediction does.
+
+    layers : uint8 [N, H, W, C + 1], the cover last.  batch, part : as of `augment`.  Returns uint8 [N, H, W, C].
+    """
+    channels = layers.shape[-1] - 1
+    papers = rng.integers(0, 256, (batch, 1, 1, channels), dtype=np.uint8)[part]
+    own = rng.random(batch)[part] < OWN_PAPER
+    cover = layers[..., -1:].astype(np.float64)
+    seen = (brightness(layers) * cover).sum((1, 2, 3)) / cover.sum((1, 2, 3)).clip(1)
+    # On a colour too near the picture's own, its opposite; a middling picture may be near that, too.
+    opaque = np.full_like(papers[..., :1], 255)
+
+    def near() -> np.ndarray[Any, np.dtype[np.bool_]]:
+        light = brightness(np.concatenate([papers, opaque], axis=-1))[:, 0, 0, 0]
+        return np.asarray(np.abs(light - seen) < LEAST_CONTRAST_OF_PAPER)
+
+    papers = np.where(near()[:, None, None, None], 255 - papers, papers)
+    own |= near()
+    return np.where(own[:, None, None, None], on_paper(layers), on_paper(layers, papers))

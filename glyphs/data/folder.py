@@ -1,6 +1,6 @@
 """Training on one's own glyphs: a folder of pictures for each class, prepared once and then mapped into memory.
 
-The prepared images lie in one file, 784 bytes each, which training reads through the operating system's page cache:
+The prepared images lie in one file, all of one size, which training reads through the operating system's page cache:
 a set larger than memory trains.  Beside it, index.jsonl has a line for each picture that was looked at, with a
 checksum of the line and of its pixels.  Both only ever grow by whole entries, pixels first, so a build that was
 interrupted goes on where it stopped, and one that was damaged since where the damage begins; a picture whose size or
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import warnings
 import zlib
@@ -30,12 +31,13 @@ from glyphs.core.files import explain_write_error, replace_file, valid_utf8
 from glyphs.core.progress import progress
 from glyphs.data.division import hold_out
 from glyphs.data.layout import class_folders, folder_names, part_folders
+from glyphs.data.survey import any_transparent
 from glyphs.pictures.find import PictureFolder, describe_skipped
-from glyphs.pictures.glyph import SIDE, VERSION, Glyph, GlyphStatus, Mode, preprocess
+from glyphs.pictures.glyph import VERSION, Glyph, GlyphStatus, preprocess
+from glyphs.pictures.plain import InputForm, to_planes
 
 log = logging.getLogger(__name__)
 
-IMAGE_BYTES = SIDE * SIDE
 PIXELS = "glyphs.u8"
 INDEX = "index.jsonl"
 SKIPPED = "skipped.txt"
@@ -63,7 +65,7 @@ class Picture(NamedTuple):
 class FolderData(NamedTuple):
     """A folder data set: the images of all parts, and which of them belong to each, in the order of their names."""
 
-    images: Tensor  # uint8 [M, 1, 28, 28], mapped from the cache
+    images: Tensor  # uint8 [M, channels, H, W], mapped from the cache
     labels: Tensor  # int64 [M]; -1 for an image that no picture has any more
     contents: Tensor  # int64 [M]; equal for pictures whose files are the same
     train: Tensor  # int64 [N], places of images
@@ -72,7 +74,7 @@ class FolderData(NamedTuple):
     class_names: list[str]
 
 
-def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> FolderData:
+def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) -> FolderData:
     """Load a folder of pictures, preparing those that the cache does not have yet.
 
     Parameters
@@ -97,8 +99,10 @@ def load_folders(data_dir: Path, cache_dir: Path, mode: Mode, seed: int) -> Fold
             raise DataError(f"{data_dir}: the class {odd} is in only one of {here}; give both the same folders")
     if len(roots) > 1 and (beside := sorted(set(folder_names(data_dir)) - {root.name for root in roots.values()})):
         log.warning(f"note: {data_dir} comes in parts; what else is in it is passed over: {', '.join(beside[:5])}")
-    store = Store(cache_dir, data_dir, mode)
-    store.add([picture for _, pictures in folders.values() for picture in pictures])
+    everything = [picture for _, pictures in folders.values() for picture in pictures]
+    with_cover = form.mode == "plain" and any_transparent([picture.path for picture in everything])
+    store = Store(cache_dir, data_dir, form, with_cover=with_cover)
+    store.add(everything)
     usable = {part: [p for p in found if store.places[p.key] is not None] for part, (_, found) in folders.items()}
     empty = sorted(set(range(len(names))) - {picture.label for picture in usable["train"]})
     if empty:
@@ -167,19 +171,22 @@ class Store:
     ----------
     folder : where the cache lies.
     root : the pictures' names are relative to it.
-    mode : how to prepare them; a cache made in another mode, of another folder or by other code is made anew.
+    form, with_cover : as for `preprocess`; a cache of another form, of another folder or by other code is made anew.
     """
 
-    def __init__(self, folder: Path, root: Path, mode: Mode) -> None:
+    def __init__(self, folder: Path, root: Path, form: InputForm, *, with_cover: bool = False) -> None:
         self.folder = folder
-        self.mode = mode
+        self.form, self.with_cover = form, with_cover
+        self.shape = (form.shape[0] + with_cover, *form.shape[1:])
+        self.image_bytes = math.prod(self.shape)
         self.places: dict[Key, int | None] = {}  # None for a picture that cannot be used
         self.problems: dict[Key, str] = {}
         self.contents: list[int] = []  # of the picture at each place, see `content_of`
         self.count = 0
         with explain_write_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._read_index({"format": 3, "version": VERSION, "mode": mode, "root": os.path.realpath(root)})
+            about = {"format": 4, "version": VERSION, **form._asdict(), "cover": with_cover}
+            self._read_index(about | {"root": os.path.realpath(root)})
 
     def add(self, pictures: list[Picture]) -> None:
         """Prepare those pictures that are not in the store, as many at a time as there are cores."""
@@ -201,9 +208,9 @@ class Store:
             )
 
     def images(self) -> Tensor:
-        """uint8 [M, 1, 28, 28], read from disk as they are used."""
+        """uint8 [M, channels, H, W], read from disk as they are used."""
         # Read-only: of a mapping that may be written to, Linux refuses one that is larger than memory.
-        pixels = np.memmap(self.folder / PIXELS, np.uint8, mode="r", shape=(self.count, 1, SIDE, SIDE))
+        pixels = np.memmap(self.folder / PIXELS, np.uint8, mode="r", shape=(self.count, *self.shape))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
             return torch.from_numpy(pixels)
@@ -211,7 +218,7 @@ class Store:
     def _append(self, pictures: list[Picture], pixels: BinaryIO, index: BinaryIO) -> None:
         lines: list[bytes] = []
         with progress(total=len(pictures), desc="preparing", unit=" pictures") as bar:
-            prepared = prepare_all([picture.path for picture in pictures], self.mode)
+            prepared = prepare_all([picture.path for picture in pictures], self.form, with_cover=self.with_cover)
             for (_, key, _), (result, content) in zip(pictures, prepared, strict=True):
                 problem, image = None, b""
                 if isinstance(result, str):
@@ -219,7 +226,7 @@ class Store:
                 elif result.pixels is None:
                     problem = result.status.replace("_", " ")
                 else:
-                    image = result.pixels.tobytes()
+                    image = to_planes(result.pixels[None]).tobytes()
                 pixels.write(image)
                 lines.append(index_line([*key, content, problem], image))
                 self._note(key, content, problem)
@@ -253,8 +260,8 @@ class Store:
                     name, size, time, which, problem, checksum = json.loads(line)
                 except (ValueError, TypeError, RecursionError):
                     break
-                image = images.read(IMAGE_BYTES) if problem is None else b""
-                if not line.endswith(b"\n") or (problem is None and len(image) < IMAGE_BYTES):
+                image = images.read(self.image_bytes) if problem is None else b""
+                if not line.endswith(b"\n") or (problem is None and len(image) < self.image_bytes):
                     break
                 if checksum != zlib.crc32(image, zlib.crc32(line[: line.rindex(b",")])):
                     again = len(content[end:].splitlines())
@@ -263,7 +270,7 @@ class Store:
                 self._note(Key(name, size, time), which, problem)
                 end += len(line)
         os.truncate(index, end)
-        os.truncate(pixels, self.count * IMAGE_BYTES)
+        os.truncate(pixels, self.count * self.image_bytes)
 
 
 def index_line(entry: list[Any], image: bytes) -> bytes:
@@ -282,10 +289,10 @@ def flush(lines: list[bytes], pixels: BinaryIO, index: BinaryIO) -> None:
     lines.clear()
 
 
-def prepare(path: str, mode: Mode) -> Glyph | str:
+def prepare(path: str, form: InputForm, *, with_cover: bool = False) -> Glyph | str:
     """The picture prepared, or what is wrong with it."""
     try:
-        return preprocess(path, mode)
+        return preprocess(path, form, with_cover=with_cover)
     except PictureError as error:
         return str(error)
 
@@ -299,11 +306,11 @@ def content_of(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
-def prepare_all(paths: list[str], mode: Mode) -> Iterator[tuple[Glyph | str, int]]:
+def prepare_all(paths: list[str], form: InputForm, *, with_cover: bool = False) -> Iterator[tuple[Glyph | str, int]]:
     """Each picture prepared, or what is wrong with it, and `content_of` it, in order; on all cores, a little ahead."""
 
     def examine(path: str) -> tuple[Glyph | str, int]:
-        result = prepare(path, mode)
+        result = prepare(path, form, with_cover=with_cover)
         # What is no picture is not read for it: it may be a device, or a pipe that never ends.
         return result, 0 if isinstance(result, str) else content_of(path)
 

@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +25,17 @@ from glyphs.core.devices import move
 from glyphs.core.distributed import in_turn, rank
 from glyphs.core.errors import ConfigError
 from glyphs.core.randomness import address
-from glyphs.data.augment import augment
+from glyphs.data.augment import augment, vary_paper
 from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.division import hold_out, stratified_split
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
 from glyphs.data.overlap import copies
+from glyphs.models.checkpoint import load_checkpoint
 from glyphs.models.network import as_floats
+from glyphs.pictures.plain import EMNIST_FORM, InputForm, form_of, on_paper, to_planes, with_form
 
+OPEN = (Config.preprocess, Config.image_size, Config.color)  # nothing is said of the images' form
+COVERED_CHANNELS = (2, 4)  # grey or colours, and the cover of the paper
 CHECKSUM_ROWS = 65536  # images read at a time, since there may be more than memory holds
 
 log = logging.getLogger(__name__)
@@ -40,11 +45,12 @@ Transform = Callable[[Tensor], Tensor]  # of an image, float [1, H, W] in [0, 1]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training images are distorted; see `glyphs.data.augment.augment`."""
+    """How far training images are distorted; see `glyphs.data.augment.augment`, and for `color`, `color_transform`."""
 
     rotation: float
     shear: float
     translate: float
+    edge: str = "zeros"
 
 
 class TensorLoader:
@@ -54,7 +60,8 @@ class TensorLoader:
 
     Parameters
     ----------
-    images : uint8 [M, 1, H, W].
+    images : uint8 [M, channels, H, W]; with one channel more, the cover of the paper (`glyphs.pictures.plain`), where
+        pictures can be seen through: batches have them laid on paper, of varied colours where they are augmented.
     labels : int64 [M], on the same device.
     index : int64 [N], which images to use; by default all.
     shuffle_seed : None for the order of the index; else each epoch has its own order.
@@ -84,6 +91,7 @@ class TensorLoader:
         self.epoch = 0
         self.first_step = 0
         self.part = slice(None)  # of each batch
+        self.form: InputForm | None = None  # what of a picture the images are, where that is known
         self.places = torch.arange(len(self.index))
 
     def __len__(self) -> int:
@@ -130,7 +138,10 @@ class TensorLoader:
         for step in range(first_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             rows = batch[self.part]
-            images, labels = move(self.images[rows], self.device), move(self.labels[rows], self.device)
+            images, labels = self.images[rows], move(self.labels[rows], self.device)
+            if images.shape[1] in COVERED_CHANNELS:
+                images = self._lay_on_paper(images, step, len(batch))
+            images = move(images, self.device)
             if self.augmentation is not None and len(rows) > 0:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
                 images = as_floats(images)
@@ -145,8 +156,31 @@ class TensorLoader:
                     rotation=self.augmentation.rotation,
                     shear=self.augmentation.shear,
                     translate=self.augmentation.translate,
+                    edge=self.augmentation.edge,
                 )
             yield images, labels
+
+    def _lay_on_paper(self, images: Tensor, step: int, batch: int) -> Tensor:
+        """The pictures of a step without the cover of their paper, uint8 [N, channels, H, W]."""
+        layers = images.movedim(1, -1).cpu().numpy()
+        if self.augmentation is None:
+            laid = on_paper(layers)
+        else:
+            rng = np.random.default_rng(address(self.shuffle_seed or 0, "paper", self.epoch, step))
+            laid = vary_paper(layers, rng, batch, self.part)
+        return torch.from_numpy(to_planes(laid))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, float [channels], on a scale of 0 to 1, of the images."""
+        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        plain = copy.copy(self)
+        plain.augmentation = plain.shuffle_seed = None
+        for images, _ in plain:
+            values = as_floats(images).double()
+            total, squares = total + values.sum((0, 2, 3)), squares + values.square().sum((0, 2, 3))
+            count += values[:, 0].numel()
+        mean = total / count
+        return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float()
 
 
 class DataLoaders(NamedTuple):
@@ -192,7 +226,8 @@ def get_data_loaders(
     >>> images.shape, images.dtype, labels.shape
     (torch.Size([128, 1, 28, 28]), torch.float32, torch.Size([128]))
     """
-    config = config if isinstance(config, Config) else Config.from_dict(config)
+    config = settled(config)
+    form = form_of(config.to_dict())
     own_val = None
     if config.dataset == "folder":
         training, own_val, test = load_folder_sets(config)
@@ -219,7 +254,9 @@ def get_data_loaders(
                 f"note: {in_val:,} of {len(held_out):,} validation images and {in_test:,} of {len(test.chosen):,} test "
                 "images are copies, pixel by pixel, of images to train on: what is measured on these flatters a model"
             )
-    augmentation = augmentation or Augmentation(config.rotation_degree, config.affine_degree, config.translate)
+    augmentation = augmentation or Augmentation(
+        config.rotation_degree, config.affine_degree, config.translate, "border" if form.mode == "plain" else "zeros"
+    )
     train = TensorLoader(
         images,
         labels,
@@ -229,15 +266,41 @@ def get_data_loaders(
         augmentation=augmentation,
         device=device,
     )
+    train.form = form
     val = TensorLoader(images, labels, config.batch_size, index=held_out, device=device)
     return DataLoaders(train, val, make_test_loader(test, config, device), class_names)
+
+
+def settled(config: Config | Mapping[str, Any]) -> Config:
+    """The settings, with what the data decide about images decided: `preprocess`, `image_size` and `color`.
+
+    A folder's pictures are looked at for what the settings leave open, and what that gave is logged.
+
+    Raises
+    ------
+    ConfigError : the settings contradict each other, or the data set, whose images are what they are.
+    DataError : the folder cannot be read, or has no pictures.
+    """
+    config = config if isinstance(config, Config) else Config.from_dict(config)
+    if config.dataset == "folder":
+        from glyphs.data.survey import choose_form  # SciPy, which EMNIST does without
+
+        if config.finetune is not None and (config.preprocess, config.image_size, config.color) == OPEN:
+            return with_form(config, form_of(load_checkpoint(Path(config.finetune))["config"]))
+        return with_form(config, choose_form(config))
+    asked = form_of(config.to_dict())
+    if asked.shape != EMNIST_FORM.shape:
+        raise ConfigError(
+            f"--image-size and --color are for --dataset folder: images of {config.dataset} are {EMNIST_FORM.words}"
+        )
+    return with_form(config, EMNIST_FORM)
 
 
 def get_test_loader(
     config: Config | Mapping[str, Any], device: torch.device | str = "cpu"
 ) -> tuple[TensorLoader, list[str]]:
     """Load only the test part: its loader and the class names.  Raises as `get_data_loaders` does."""
-    config = config if isinstance(config, Config) else Config.from_dict(config)
+    config = settled(config)
     test = load_folder_sets(config)[-1] if config.dataset == "folder" else load_set(config, "test", device)
     return make_test_loader(test, config, device), test.class_names
 
@@ -245,7 +308,7 @@ def get_test_loader(
 class GlyphSet(NamedTuple):
     """One part of a data set."""
 
-    images: Tensor  # uint8 [M, 1, 28, 28]
+    images: Tensor  # uint8 [M, channels, H, W]
     labels: Tensor  # int64 [M], on the same device
     chosen: Tensor  # int64 [N], which of the images belong to the part
     class_names: list[str]
@@ -270,15 +333,14 @@ def load_set(config: Config, part: Part, device: torch.device | str) -> GlyphSet
 def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet | None, GlyphSet]:
     """Training, validation (where there is such a part) and test part of a folder of pictures.
 
-    They stay mapped from disk: they may be larger than memory.
+    They stay mapped from disk: they may be larger than memory.  `config` is settled.
     """
     # Here, since SciPy takes half a second to import.
     from glyphs.data.folder import load_folders
-    from glyphs.pictures.glyph import Mode
 
     cache_dir = Path(config.output_dir) / "pictures"
-    mode = cast(Mode, config.preprocess)
-    data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, mode, config.seed))
+    form = form_of(config.to_dict())
+    data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, form, config.seed))
 
     def part(places: Tensor) -> GlyphSet:
         return GlyphSet(data.images, data.labels, places, data.class_names, data.contents)

@@ -34,6 +34,7 @@ from glyphs.models.network import Calibrated
 from glyphs.models.runtime import Network, load_onnx, load_pth, read_class_names, read_object
 from glyphs.models.seal import check_seal
 from glyphs.output import plots
+from glyphs.pictures.plain import form_of
 
 LAYER_CALLS = 50  # of which a layer's time is the median
 LAYER_WARM_UP = 5
@@ -109,7 +110,9 @@ class ModelAnalyzer:
         self.devices = [device] if device != "auto" else ["cpu", *(["cuda"] if self._cuda_works() else [])]
         self.description = describe_onnx(self.path) if self.is_onnx else describe_checkpoint(self.path, arch)
         load = load_onnx if self.is_onnx else functools.partial(load_pth, arch=arch)
-        self.networks: dict[str, Network] = {each: load(self.path, each)[0] for each in self.devices}
+        loaded = {each: load(self.path, each) for each in self.devices}
+        self.networks: dict[str, Network] = {each: found.network for each, found in loaded.items()}
+        self.form = loaded[self.devices[0]].form
         self.class_names = self.description.class_names
 
     def _cuda_works(self) -> bool:
@@ -153,6 +156,7 @@ class ModelAnalyzer:
             "parameters": self.count_parameters(),
             "size": self.compute_size(),
             "multiply_adds": self.count_multiply_adds(),
+            "image": self.form.words,
             "inference": self.measure_inference(),
             "layers": rows,
             "layers_note": NO_LAYER_TIMES if self.is_onnx else None,
@@ -205,7 +209,8 @@ def measure(analyzers: Sequence[ModelAnalyzer]) -> list[list[dict[str, Any]]]:
     for device in ("cpu", "cuda", "mps"):
         present = [place for place, analyzer in enumerate(analyzers) if device in analyzer.devices]
         for batch in dict.fromkeys((1, analyzers[0].batch_size)):
-            timings = time_networks([analyzers[place].networks[device] for place in present], batch)
+            networks = [analyzers[place].networks[device] for place in present]
+            timings = time_networks(networks, batch, [analyzers[place].form.shape for place in present])
             for place, timing in zip(present, timings, strict=True):
                 threads = usable_cpus() if analyzers[place].is_onnx else torch.get_num_threads()
                 row = {
@@ -235,7 +240,9 @@ def describe_checkpoint(path: Path, arch: str | None = None) -> Description:
         parameters=sum(weights.numel() for weights in model.parameters()),
         trainable=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         memory_bytes=sum(t.numel() * t.element_size() for t in itertools.chain(model.parameters(), model.buffers())),
-        layers=measure_layers(model.network if isinstance(model, Calibrated) else model),
+        layers=measure_layers(
+            model.network if isinstance(model, Calibrated) else model, form_of(config.to_dict()).shape
+        ),
     )
 
 
@@ -249,8 +256,8 @@ def find_evaluation(path: Path) -> dict[str, Any] | None:
     return found if ours and isinstance(found.get("accuracy"), float) else None
 
 
-def measure_layers(model: nn.Module) -> list[Layer]:
-    """Run one image through a model on the CPU, and measure each of its layers.
+def measure_layers(model: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) -> list[Layer]:
+    """Run one image of this shape through a model on the CPU, and measure each of its layers.
 
     Multiply-adds are half of what torch.utils.flop_counter counts.  A layer's time is the median over calls, between
     hooks before and after it; what lies between the layers (ReLU, additions, and the hooks themselves) is the last row.
@@ -271,7 +278,7 @@ def measure_layers(model: nn.Module) -> list[Layer]:
         seconds[module].append(time.perf_counter() - started[module])
         shapes[module] = tuple(output.shape)
 
-    image = torch.zeros(1, 1, 28, 28)
+    image = torch.zeros(1, *shape)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(image)
     counts = {name.partition(".")[2]: sum(count.values()) for name, count in counter.get_flop_counts().items()}
@@ -339,7 +346,7 @@ def describe_onnx(path: Path) -> Description:
         if math.prod(shape) > MAX_ELEMENTS or min(shape, default=0) < 0:
             raise CheckpointError(
                 f"{path}: declares a tensor of {'x'.join(map(str, shape))} numbers ({name}), which no network for "
-                "28x28 images needs; it is damaged or hostile: export it again"
+                "small images needs; it is damaged or hostile: export it again"
             )
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     layers = graph_layers(proto, shapes)
@@ -404,7 +411,7 @@ def format_analysis(report: Mapping[str, Any]) -> str:
         one_line(f"{report['model']}: {report['classes']} classes"),
         f"parameters     {parameters['total']:,}{trainable}",
         f"size           {size['disk_bytes'] / 1e6:.2f} MB on disk, {size['memory_bytes'] / 1e6:.2f} MB in memory",
-        f"multiply-adds  {report['multiply_adds'] / 1e6:.1f} million for an image",
+        f"multiply-adds  {report['multiply_adds'] / 1e6:.1f} million for an image of {report['image']}",
     ]
     for row in report["inference"]:
         where = row["device_name"] + (f", {row['threads']} threads" if row["threads"] else "")

@@ -21,6 +21,8 @@ from glyphs.evaluation.analyzer import ModelAnalyzer, measure
 from glyphs.evaluation.comparison import COSTS, MEASURED, SPEEDS, STORED, Comparison, differences, pareto_front
 from glyphs.evaluation.evaluator import as_bytes
 from glyphs.evaluation.metrics import Evaluation, metrics
+from glyphs.models.runtime import Network
+from glyphs.pictures.plain import InputForm
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +56,18 @@ class ModelComparator:
         self.ids = [letters[i] if i < len(letters) else f"M{i + 1}" for i in range(len(models))]
 
     def compare(
-        self, loader: Loader | None = None, class_names: Sequence[str] | None = None, split: str = ""
+        self,
+        loader: Loader | Mapping[InputForm, Loader] | None = None,
+        class_names: Sequence[str] | None = None,
+        split: str = "",
     ) -> Comparison:
         """Measure everything.
 
         Parameters
         ----------
         loader, class_names, split : test images with labels, the classes that they have, and what to call them; all
-            models see the same.  Without them, the metrics that are stored with the models are shown.
+            models see the same.  Where models see pictures of different sizes or colours, a loader of the same
+            pictures for each form.  Without them, the metrics that are stored with the models are shown.
 
         Raises
         ------
@@ -117,7 +123,9 @@ class ModelComparator:
         test = None if loader is None else {"split": split, "images": len(next(iter(evaluations.values())).labels)}
         return Comparison(models, test, known, quality, latency, fronts, differences(evaluations), notes)
 
-    def _evaluate(self, loader: Loader, class_names: list[str], notes: list[str]) -> dict[str, Evaluation]:
+    def _evaluate(
+        self, loader: Loader | Mapping[InputForm, Loader], class_names: list[str], notes: list[str]
+    ) -> dict[str, Evaluation]:
         """Run the models that know the classes over the images, batch by batch, side by side."""
         chosen = {}
         for id, analyzer in zip(self.ids, self.analyzers, strict=True):
@@ -133,27 +141,47 @@ class ModelComparator:
                 f"none of the models knows the {len(class_names)} classes of the test images; choose the data that "
                 "they were trained on by --dataset and --split"
             )
-        logits: dict[str, list[Tensor]] = {id: [] for id in chosen}
-        labels = []
+        if not isinstance(loader, Mapping):
+            return run_side_by_side(chosen, loader, class_names)
+        found: dict[str, Evaluation] = {}
+        forms = {id: analyzer.form for id, analyzer in zip(self.ids, self.analyzers, strict=True) if id in chosen}
+        for form in dict.fromkeys(forms.values()):
+            those = {id: network for id, network in chosen.items() if forms[id] == form}
+            evaluated = run_side_by_side(those, loader[form], class_names)
+            labels = [each.labels for each in (*found.values(), *evaluated.values())]
+            if any(not torch.equal(labels[0], others) for others in labels):
+                notes.append(
+                    f"{', '.join(those)}: other pictures can be used for {form.words} ({form.mode}), so that "
+                    "accuracies do not compare: they are left out"
+                )
+            else:
+                found |= evaluated
+        return {id: found[id] for id in self.ids if id in found}
 
-        def answers(images: Tensor) -> list[Probabilities]:
-            pixels = as_bytes(images).numpy()  # what networks ask for, and what not every loader gives
-            return [network(pixels) for network in chosen.values()]
 
-        answered_batches = run_model(answers, progress(loader, desc="comparing", unit="batch"), torch.device("cpu"))
-        for _, truth, answered in answered_batches:
-            labels.append(truth)
-            for id, probabilities in zip(chosen, answered, strict=True):
-                # Log-probabilities are logits; the smallest float keeps 0 finite.
-                known = torch.from_numpy(np.asarray(probabilities, np.float32))
-                logits[id].append(known.clamp_min(torch.finfo(torch.float32).tiny).log())
-        found = {}
-        for id, batches in logits.items():
-            evaluation = Evaluation(class_names, torch.cat(batches), torch.cat(labels), None)
-            if not evaluation.logits.isfinite().all():
-                raise CheckpointError(f"{id}: the model's outputs are not finite numbers: its weights are damaged")
-            found[id] = evaluation
-        return found
+def run_side_by_side(networks: Mapping[str, Network], loader: Loader, class_names: list[str]) -> dict[str, Evaluation]:
+    """Run networks over the same images, batch by batch.  Raises CheckpointError for outputs that are not finite."""
+    logits: dict[str, list[Tensor]] = {id: [] for id in networks}
+    labels = []
+
+    def answers(images: Tensor) -> list[Probabilities]:
+        pixels = as_bytes(images).numpy()  # what networks ask for, and what not every loader gives
+        return [network(pixels) for network in networks.values()]
+
+    answered_batches = run_model(answers, progress(loader, desc="comparing", unit="batch"), torch.device("cpu"))
+    for _, truth, answered in answered_batches:
+        labels.append(truth)
+        for id, probabilities in zip(networks, answered, strict=True):
+            # Log-probabilities are logits; the smallest float keeps 0 finite.
+            known = torch.from_numpy(np.asarray(probabilities, np.float32))
+            logits[id].append(known.clamp_min(torch.finfo(torch.float32).tiny).log())
+    found = {}
+    for id, batches in logits.items():
+        evaluation = Evaluation(class_names, torch.cat(batches), torch.cat(labels), None)
+        if not evaluation.logits.isfinite().all():
+            raise CheckpointError(f"{id}: the model's outputs are not finite numbers: its weights are damaged")
+        found[id] = evaluation
+    return found
 
 
 def speeds(timings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

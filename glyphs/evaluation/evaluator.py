@@ -19,8 +19,8 @@ class Evaluator:
 
     Parameters
     ----------
-    model : any module that makes logits, [N, C], of images, float [N, 1, H, W] in [0, 1].  It and its parts, such as
-        batch norms that were frozen, are left in the modes that they were in.
+    model : any module that makes logits, [N, C], of images, float [N, channels, H, W] in [0, 1].  It and its parts,
+        such as batch norms that were frozen, are left in the modes that they were in.
     class_names : in the order of the model's outputs.
     device : where to compute; by default where the model is.  The model is moved there.
 
@@ -64,7 +64,7 @@ class Evaluator:
 
         Parameters
         ----------
-        loader : a sized iterable of batches: images [N, 1, H, W], uint8 or float in 0..1; labels int64 [N].
+        loader : a sized iterable of batches: images [N, channels, H, W], uint8 or float in 0..1; labels int64 [N].
 
         Raises
         ------

@@ -10,6 +10,7 @@ from glyphs.core.files import replace_file
 from glyphs.core.text import heading, one_line, table
 from glyphs.evaluation.metrics import Evaluation, calibration_bins, metrics
 from glyphs.output import plots
+from glyphs.pictures.plain import to_pictures
 
 LISTED = 10  # lines in each list of the misclassification analysis
 SHEET_IMAGES = 48
@@ -52,7 +53,7 @@ def write_reports(
         order = by_confidence(evaluation)[:SHEET_IMAGES]
         shown = evaluation.mistakes[order]
         plots.plot_misclassified(
-            evaluation.mistake_images[order, 0].numpy(),
+            to_pictures(evaluation.mistake_images[order].numpy()),
             [names[i] for i in evaluation.labels[shown]],
             [names[i] for i in evaluation.predictions[shown]],
             evaluation.confidences[shown].tolist(),

@@ -10,6 +10,7 @@ from torch import nn
 from glyphs.core.config import Config
 from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.pictures.plain import form_of
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -17,14 +18,15 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
 
     Where the settings name an `arch`, module:callable, that is imported, from the folder of the moment too, and called
     with the number of classes and, by name, with all settings.  It makes a module from images, float [N, 1, H, W] in
-    [0, 1], to logits [N, num_classes].
+    [0, 1], or [N, 3, H, W] where the setting `color` is "on", to logits [N, num_classes].
 
     Raises
     ------
     ConfigError : `arch` cannot be imported, cannot be called so, or makes something else.
     """
     if config.arch is None:
-        return EnhancedGlyphCNN(num_classes, config.dropout_rate, config.use_residual)
+        channels = form_of(config.to_dict()).shape[0]
+        return EnhancedGlyphCNN(num_classes, config.dropout_rate, config.use_residual, channels=channels)
     name, _, function = config.arch.partition(":")
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # where `python -m` would look, too

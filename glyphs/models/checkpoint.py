@@ -22,6 +22,7 @@ from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.core.files import replace_file
 from glyphs.models.architecture import make_model, require_arch
 from glyphs.models.network import Calibrated, EnhancedGlyphCNN
+from glyphs.pictures.plain import EMNIST_FORM, form_of
 
 FORMAT_VERSION = 1
 FOLDER = 0x10  # of a zip archive's attributes
@@ -105,6 +106,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: has format version {content['format']}, this program reads {FORMAT_VERSION}; "
             f"use the version of the program that wrote it"
         )
+    if "image_size" not in content["config"]:  # from before there were sizes and colours
+        older = "inverted" if content["config"].get("preprocess") == "plain" else "glyph"
+        content["config"] |= {"preprocess": older, "image_size": EMNIST_FORM.size, "color": "off"}
     names = content["class_names"]
     if not 1 <= len(names) <= MAX_CLASSES or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: is damaged (its class names are not 1 to {MAX_CLASSES:,} strings)")
@@ -171,13 +175,16 @@ def build_model(
         raise CheckpointError(f"{path}: is damaged ({error})") from None
     require_arch(config.arch, arch, path)
     classes = len(content["class_names"])
+    channels = form_of(config.to_dict()).shape[0]
     try:
         state = clean_state_dict(content["model"])
         own = config.arch is None and "stem.0.weight" in state
     except Exception:  # what is no dict of tensors raises anything
         own, state = True, {}
     if own or arch is None:
-        model: EnhancedGlyphCNN | Calibrated = EnhancedGlyphCNN(classes, config.dropout_rate, config.use_residual)
+        model: EnhancedGlyphCNN | Calibrated = EnhancedGlyphCNN(
+            classes, config.dropout_rate, config.use_residual, channels=channels
+        )
     else:  # the Trainer in a user's own program need not know the name of the user's network
         model = Calibrated(make_model(dataclasses.replace(config, arch=arch), classes))
         state = {name if name == "temperature" else f"network.{name}": weights for name, weights in state.items()}
@@ -232,7 +239,13 @@ def start_from(path: Path, config: Config, class_names: list[str]) -> tuple[Enha
     if trained_with.use_residual != config.use_residual:
         flag = "--use-residual" if trained_with.use_residual else "--no-use-residual"
         raise ConfigError(f"{path}: is a network of the other architecture; add {flag}")
-    model = EnhancedGlyphCNN(len(class_names), config.dropout_rate, config.use_residual)
+    ours, theirs = (form_of(each.to_dict()) for each in (config, trained_with))
+    if ours != theirs:
+        raise ConfigError(
+            f"--finetune {path}: knows images of {theirs.words} ({theirs.mode}), the settings say {ours.words} "
+            f"({ours.mode}); leave --preprocess, --image-size and --color out"
+        )
+    model = EnhancedGlyphCNN(len(class_names), config.dropout_rate, config.use_residual, channels=ours.shape[0])
     state = known.state_dict()
     # EMNIST's merged classes: i is I there, so that a model which knows I knows i, unless it tells them apart.
     own = [next((each for each in (name, name.swapcase()) if each in known_names), None) for name in class_names]

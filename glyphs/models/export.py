@@ -32,9 +32,18 @@ from glyphs.core.text import first_line, one_line
 from glyphs.core.timing import Timing, time_networks
 from glyphs.models import checkpoint
 from glyphs.models.network import Calibrated, as_floats
-from glyphs.models.runtime import ONNX_FORMAT, Network, load_onnx, load_pth, onnx_input, read_class_names
+from glyphs.models.runtime import (
+    ONNX_FORMAT,
+    Network,
+    load_onnx,
+    load_pth,
+    onnx_form,
+    onnx_input,
+    read_class_names,
+    read_object,
+)
 from glyphs.models.seal import seal
-from glyphs.pictures.glyph import Mode
+from glyphs.pictures.plain import EMNIST_FORM, InputForm, form_of
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +53,6 @@ log = logging.getLogger(__name__)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_TORCH = "2.8"  # the oldest that passes our tests; 2.6 fails, with onnxscript of its time and of today
 OPSET = 18  # the one that torch's operators are written in; no conversion, and old runtimes know it
-INPUT_FORM = "float32 [N, 1, 28, 28], 0 (black paper) to 1 (white ink), upright; the graph normalises"
 METADATA_FILE = "metadata.json"  # within a .pt2 file
 
 VERIFIED_BATCHES = (1, 2, 17)
@@ -121,7 +129,7 @@ class Exported:
 
 
 class WithSoftmax(nn.Module):
-    """The network with its softmax: images, float [N, 1, 28, 28] in [0, 1] -> probabilities [N, C]."""
+    """The network with its softmax: images, float [N, channels, H, W] in [0, 1] -> probabilities [N, C]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -171,13 +179,18 @@ def export_model(
         assert validation is not None
         return export_int8(source, output, model, config, content, validation, force, arch)
     metadata = describe(content["class_names"], config, content["metrics"])
+    form = form_of(config.to_dict())
     log.info(f"converting {source} to {format}")
-    written = seal(to_onnx(model, metadata).SerializeToString()) if format == "onnx" else to_pt2(model, metadata)
+    written = (
+        seal(to_onnx(model, metadata, form).SerializeToString()) if format == "onnx" else to_pt2(model, metadata, form)
+    )
     with replacing(output) as file:
         file.write(written)
         file.flush()
         log.info("verifying the export beside the checkpoint")
-        difference, agreement = verify(Path(file.name), format, source, output, patterns(sum(VERIFIED_BATCHES)), arch)
+        difference, agreement = verify(
+            Path(file.name), format, source, output, patterns(sum(VERIFIED_BATCHES), form), arch
+        )
         if not difference <= TOLERANCE:  # NaN too
             raise GlyphError(
                 f"{output}: not written, since its probabilities differ from the model's by up to {difference:.2g} "
@@ -225,17 +238,21 @@ def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, A
     """The metadata of an export, each value a string; see `glyphs.models.runtime.load_onnx`."""
     # What may change belongs to the machine that trained, such as its folders.
     settings = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata["may_change"]}
+    form = form_of(settings)
+    settings |= {"preprocess": form.mode, "image_size": form.size, "color": "on" if form.color else "off"}
+    brightness = "0 (black) to 1 (red, green, blue)" if form.color else "0 (black) to 1 (white)"
+    meaning = brightness if form.mode == "plain" else "0 (black paper) to 1 (white ink)"
     return {
         "format": ONNX_FORMAT,
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
-        "preprocess": config.preprocess,
-        "input": INPUT_FORM,
+        "preprocess": form.mode,
+        "input": f"float32 [N, {', '.join(map(str, form.shape))}], {meaning}, upright; the graph normalises",
         "metrics": json.dumps(dict(metrics)),
         "settings": json.dumps(settings),
     }
 
 
-def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
+def to_onnx(model: nn.Module, metadata: Mapping[str, str], form: InputForm = EMNIST_FORM) -> "onnx.ModelProto":
     """The model as ONNX, by the exporter that torch recommends (torch.export, then ONNX), checked by onnx.checker.
 
     Raises
@@ -247,7 +264,7 @@ def to_onnx(model: nn.Module, metadata: Mapping[str, str]) -> "onnx.ModelProto":
     try:
         program = torch.onnx.export(
             WithSoftmax(model),
-            (torch.zeros(2, 1, 28, 28),),  # an example with one image would fix the batch at one
+            (torch.zeros(2, *form.shape),),  # an example with one image would fix the batch at one
             input_names=["images"],
             output_names=["probabilities"],
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},
@@ -292,7 +309,7 @@ def finish(proto: "onnx.ModelProto", metadata: Mapping[str, str]) -> "onnx.Model
     return proto
 
 
-def to_pt2(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
+def to_pt2(model: nn.Module, metadata: Mapping[str, str], form: InputForm) -> bytes:
     """The model as a program of torch.export, with the metadata as JSON in the extra file METADATA_FILE.
 
     Raises
@@ -302,7 +319,7 @@ def to_pt2(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
     try:
         program = torch.export.export(
             WithSoftmax(model),
-            (torch.zeros(2, 1, 28, 28),),
+            (torch.zeros(2, *form.shape),),
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         )
     except Exception as error:  # torch.export raises what running the network's own code happens to trigger
@@ -316,8 +333,8 @@ def to_pt2(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def load_pt2(path: Path) -> tuple[Network, list[str], Mode]:
-    """The network of a .pt2 file on the CPU, its class names and its preprocessing."""
+def load_pt2(path: Path) -> tuple[Network, list[str], InputForm]:
+    """The network of a .pt2 file on the CPU, its class names and the form of its images."""
     extra: dict[str, Any] = {METADATA_FILE: ""}  # torch replaces the value
     module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
 
@@ -327,7 +344,11 @@ def load_pt2(path: Path) -> tuple[Network, list[str], Mode]:
         return probabilities
 
     metadata = json.loads(extra[METADATA_FILE])
-    return network, read_class_names(metadata, path), metadata["preprocess"]
+    return (
+        network,
+        read_class_names(metadata, path),
+        onnx_form(metadata["preprocess"], read_object(metadata.get("settings")), path),
+    )
 
 
 def verify(
@@ -338,7 +359,7 @@ def verify(
     Parameters
     ----------
     aside : where the export is for now; `output` is what the error calls it.
-    images : uint8 [20, 1, 28, 28].
+    images : uint8 [20, channels, H, W].
 
     Returns
     -------
@@ -348,10 +369,10 @@ def verify(
     ------
     GlyphError : it cannot be run, or its class names are not the checkpoint's.
     """
-    reference, names, mode = load_pth(source, "cpu", arch=arch)[:3]
+    reference, names, form = load_pth(source, "cpu", arch=arch)[:3]
     try:
         network, *said = load_pt2(aside) if format == "pt2" else load_onnx(aside, "cpu")[:3]
-        if said != [names, mode]:
+        if said != [names, form]:
             raise CheckpointError("its metadata are not the checkpoint's")
         parts = np.split(images, np.cumsum(VERIFIED_BATCHES)[:-1])
         exported, expected = ([run(part) for part in parts] for run in (network, reference))
@@ -362,11 +383,14 @@ def verify(
     return difference, float(same.mean())
 
 
-def patterns(count: int) -> Bytes:
-    """Images of random blocks, from almost empty to almost full, uint8 [count, 1, 28, 28]."""
+def patterns(count: int, form: InputForm = EMNIST_FORM) -> Bytes:
+    """Images of random blocks, from almost empty to almost full, uint8 [count, channels, H, W]."""
+    channels, size, _ = form.shape
+    across = -(-size // 4)
     rng = np.random.default_rng(0)
-    blocks = rng.random((count, 1, 7, 7)) < np.linspace(0.05, 0.95, count).reshape(-1, 1, 1, 1)
-    return np.kron(blocks * rng.integers(64, 256, blocks.shape), np.ones((1, 1, 4, 4))).astype(np.uint8)
+    blocks = rng.random((count, channels, across, across)) < np.linspace(0.05, 0.95, count).reshape(-1, 1, 1, 1)
+    images = np.kron(blocks * rng.integers(64, 256, blocks.shape), np.ones((1, 1, 4, 4)))
+    return images.astype(np.uint8)[..., :size, :size]
 
 
 def export_int8(
@@ -380,12 +404,12 @@ def export_int8(
     arch: str | None,
 ) -> Exported:
     """Quantise the ONNX export, judge it on validation images, and write it where it is good enough."""
-    names = content["class_names"]
+    names, form = content["class_names"], form_of(config.to_dict())
     (images, labels), (calibration, _) = divide_validation(validation, config.seed)
     with tempfile.TemporaryDirectory() as folder:
         log.info(f"converting {source} to onnx")
         plain = Path(folder) / "float.onnx"
-        plain.write_bytes(to_onnx(model, describe(names, config, content["metrics"])).SerializeToString())
+        plain.write_bytes(to_onnx(model, describe(names, config, content["metrics"]), form).SerializeToString())
         log.info(f"calibrating on {len(calibration):,} images, and quantising")
         quantised = quantise(plain, calibration)
         quantised_path = Path(folder) / "int8.onnx"
@@ -396,7 +420,7 @@ def export_int8(
     accuracy, float_accuracy = (float((given == labels).mean()) for given in (answers, expected))
     agreement = float((answers == expected).mean())
     log.info("timing both")
-    timings = [time_networks(networks, batch) for batch in (1, EVALUATION_BATCH)]
+    timings = [time_networks(networks, batch, [form.shape] * 2) for batch in (1, EVALUATION_BATCH)]
     measured = Quantisation(
         len(calibration),
         len(images),

@@ -1,4 +1,4 @@
-"""The network: a residual CNN for 28x28 glyphs, and its lighter depthwise-separable sister."""
+"""The network: a residual CNN for small images, and its lighter depthwise-separable sister."""
 
 import contextlib
 import math
@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glyphs.core.errors import ConfigError
 from glyphs.models.convolutions import Conv3x3
 
 # Over all EMNIST images, on a scale of 0 to 1.
 EMNIST_MEAN = 0.1736
 EMNIST_STD = 0.3317
+MIDDLE, SPREAD = 0.5, 0.25  # of colours, until the data say better
+SMALLEST_STD = 1e-3  # of images that are all alike
 MIN_SIZE = 20  # pixels a side: below it the last stage would see less than 3x3
 
 STEM_WIDTH = 32
@@ -74,7 +77,9 @@ class EnhancedGlyphCNN(nn.Module):
     """Stem, three stages of two blocks at 14x14, 7x7 and 4x4, adaptive pooling, dropout, classifier.
 
     The first convolution steps over the image two pixels at a time (6x6, stride 2: the same arithmetic as a
-    2x2 pixel-unshuffle before a 3x3), so nothing expensive ever runs at 28x28.
+    2x2 pixel-unshuffle before a 3x3), so nothing expensive ever runs at 28x28.  Widths and strides are the same for
+    images of every size: the stages work at a half, a quarter and an eighth of it, so that the arithmetic grows with
+    the number of pixels and the parameters stay.  Colour costs more in the first convolution only.
 
     Parameters
     ----------
@@ -82,19 +87,29 @@ class EnhancedGlyphCNN(nn.Module):
     dropout_rate : before the classifier, in [0, 1).
     use_residual : True for residual blocks (3.41 M parameters, 70.3 M multiply-adds for a 28x28 image, both at 47
         classes); False for depthwise-separable convolutions (0.17 M, 3.6 M).
+    channels : 1 for grey images, 3 for red, green and blue.
+
+    Attributes
+    ----------
+    mean, std : by which images are normalised, buffers of one number or [channels, 1, 1].  Grey networks begin with
+        EMNIST's; see `normalise_by`.
     """
 
-    def __init__(self, num_classes: int, dropout_rate: float = 0.4, use_residual: bool = True) -> None:
+    def __init__(
+        self, num_classes: int, dropout_rate: float = 0.4, use_residual: bool = True, *, channels: int = 1
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.channels = channels
         self.mean: Tensor  # for the type checker: buffers are otherwise Tensor | Module
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(EMNIST_MEAN))
-        self.register_buffer("std", torch.tensor(EMNIST_STD))
+        each = () if channels == 1 else (channels, 1, 1)
+        self.register_buffer("mean", torch.full(each, EMNIST_MEAN if channels == 1 else MIDDLE))
+        self.register_buffer("std", torch.full(each, EMNIST_STD if channels == 1 else SPREAD))
         self.temperature: Tensor
         self.register_buffer("temperature", torch.tensor(1.0))
         self.stem = nn.Sequential(
-            nn.Conv2d(1, STEM_WIDTH, 6, stride=2, padding=2, bias=False),
+            nn.Conv2d(channels, STEM_WIDTH, 6, stride=2, padding=2, bias=False),
             nn.BatchNorm2d(STEM_WIDTH),
             nn.ReLU(),
         )
@@ -123,16 +138,26 @@ class EnhancedGlyphCNN(nn.Module):
 
         Parameters
         ----------
-        images : [N, 1, H, W], white ink on black, upright; uint8, or float in [0, 1].  H and W from 20 up.
+        images : [N, channels, H, W], upright; uint8, or float in [0, 1].  H and W from 20 up.
 
         Returns
         -------
         float logits [N, num_classes], divided by the temperature that calibration found (1 before it did).
         """
+        if images.shape[1] != self.channels:
+            raise ConfigError(
+                f"the network takes images of {self.channels} channels, not of {images.shape[1]}: give it "
+                f'channels={images.shape[1]}, or the data color="{"on" if self.channels == 3 else "off"}"'
+            )
         x = (as_floats(images, self.mean.dtype) - self.mean) / self.std
         x = self.stages(self.stem(x))
         logits: Tensor = self.classifier(self.dropout(self.pool(x).flatten(1)))
         return logits / self.temperature
+
+    def normalise_by(self, mean: Tensor, std: Tensor) -> None:
+        """Take these, float [channels], the training images' on a scale of 0 to 1, to normalise images by."""
+        self.mean.copy_(mean.view_as(self.mean))
+        self.std.copy_(std.clamp_min(SMALLEST_STD).view_as(self.std))
 
 
 class Calibrated(nn.Module):

@@ -10,20 +10,21 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glyphs.core.arrays import Bytes, Floats, Probabilities
+from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.core.files import pretrained_folder, valid_utf8
 from glyphs.core.text import first_line
 from glyphs.models.seal import check_seal
-from glyphs.pictures.glyph import Mode
+from glyphs.pictures.plain import InputForm, form_of
 
-Network = Callable[[Bytes], Probabilities]  # images [N, 1, 28, 28] -> probabilities [N, C]
+Network = Callable[[Bytes], Probabilities]  # images [N, channels, H, W] -> probabilities [N, C]
 ONNX_FORMAT = "1"
 GPU_FORKED = (
     "the GPU is in use by the process that this one was made from by fork, and cannot be used here: start this one by "
@@ -39,7 +40,7 @@ class Loaded(NamedTuple):
 
     network: Network
     class_names: list[str]
-    mode: Mode
+    form: InputForm
     facts: dict[str, Any]
     on_cpu: bool
 
@@ -120,16 +121,17 @@ def load_pth(
         return probabilities
 
     facts = {"settings": config.to_dict(), "metrics": content["metrics"]}
-    return Loaded(network, content["class_names"], cast(Mode, config.preprocess), facts, where.type == "cpu")
+    return Loaded(network, content["class_names"], form_of(config.to_dict()), facts, where.type == "cpu")
 
 
 def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:
     """The network of an ONNX file, with what the file says of it; `threads` as of `GlyphPredictor`.
 
-    The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1]; output `probabilities`,
-    float32 [N, C]; metadata `format`, `class_names` (a JSON list), `preprocess` and, at the end of the file, `sha256`
-    (see glyphs.models.seal; older exports have none).  For people and other programs, glyphs.models.export adds `input`
-    (the form of the images in words), `metrics` and `settings` (JSON objects).
+    The file holds all of its weights; input `images`, float32 [N, 1, 28, 28] in [0, 1], or of another size and in
+    colour, [N, 3, H, H], where the `settings` say so; output `probabilities`, float32 [N, C]; metadata `format`,
+    `class_names` (a JSON list), `preprocess`, `settings` (a JSON object) and, at the end of the file, `sha256` (see
+    glyphs.models.seal; older exports have none).  For people and other programs, glyphs.models.export adds `input`
+    (the form of the images in words) and `metrics` (a JSON object).
 
     Raises
     ------
@@ -191,15 +193,26 @@ def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:
 
     metadata = session.get_modelmeta().custom_metadata_map
     names = read_class_names(metadata, path)
-    mode: Mode = "plain" if metadata.get("preprocess") == "plain" else "glyph"
-    if network(np.zeros((1, 1, 28, 28), np.uint8)).shape != (1, len(names)):
-        raise CheckpointError(f"{path}: is damaged (it names {len(names)} classes, but has another number of outputs)")
     facts = {name: read_object(metadata.get(name)) for name in ("settings", "metrics")}
-    return Loaded(network, names, mode, facts, not on_gpu)
+    form = onnx_form(metadata.get("preprocess"), facts["settings"], path)
+    if network(np.zeros((1, *form.shape), np.uint8)).shape != (1, len(names)):
+        raise CheckpointError(f"{path}: is damaged (it names {len(names)} classes, but has another number of outputs)")
+    return Loaded(network, names, form, facts, not on_gpu)
+
+
+def onnx_form(preprocess: str | None, settings: dict[str, Any], path: Path) -> InputForm:
+    """What an ONNX file's network sees.  Raises CheckpointError where its settings are no export's."""
+    if "image_size" not in settings:  # from before there were sizes and colours
+        return InputForm("inverted" if preprocess == "plain" else "glyph")
+    told = {name: value for name, value in settings.items() if name in ("preprocess", "image_size", "color")}
+    try:
+        return form_of(Config.from_dict(told).to_dict())
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: is damaged ({error})") from None
 
 
 def onnx_input(images: Bytes) -> Floats:
-    """Images, uint8 [N, 1, 28, 28], as an ONNX file asks for them: float32 in [0, 1]."""
+    """Images, uint8 [N, channels, H, W], as an ONNX file asks for them: float32 in [0, 1]."""
     floats: NDArray[np.float32] = images.astype(np.float32) / np.float32(255)
     return floats
 

@@ -356,7 +356,7 @@ def plot_misclassified(
 
     Parameters
     ----------
-    images : uint8 [K, H, W], in the order to show them; K may be 0.
+    images : uint8 [K, H, W], or [K, H, W, 3] in colour, in the order to show them; K may be 0.
     confidences : K in 0..1.
     """
     if len(images) == 0:
@@ -396,7 +396,7 @@ def plot_prediction(
     Parameters
     ----------
     picture : of any size and mode.
-    pixels : uint8 [28, 28]; None where the model saw nothing.
+    pixels : uint8 [H, W], or [H, W, 3] in colour; None where the model saw nothing.
     top_k : names and probabilities in 0..1, the likeliest first; empty where the model saw nothing.
     """
     preview = picture.copy()

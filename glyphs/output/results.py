@@ -307,7 +307,7 @@ def save_table(row: Row, path: Path) -> None:
 
 
 def save_pixels(pixels: Bytes, path: Path) -> None:
-    """Write what the network saw, uint8 [28, 28], as a PNG file, with the folders it needs.  Raises GlyphError."""
+    """Write what the network saw, uint8 [H, W] or [H, W, 3], as a PNG file in its folder.  Raises GlyphError."""
     with explain_write_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

@@ -19,11 +19,11 @@ from scipy import ndimage
 from glyphs.core.arrays import Bytes, Floats, Mask, Points
 from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, to_grey
 from glyphs.pictures.morphology import closing, dilate, framed, opening
+from glyphs.pictures.plain import EMNIST_FORM, InputForm, letterbox, on_paper
 
 GlyphStatus = Literal["ok", "no_glyph", "several_glyphs"]
-Mode = Literal["glyph", "plain"]
 
-VERSION = 3  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
+VERSION = 4  # raised when the same picture comes out differently: caches of prepared pictures are then made anew
 
 # EMNIST's form, measured on 103,739 images of it
 SIDE = 28
@@ -95,9 +95,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class Glyph(NamedTuple):
     """What was found in a picture.
 
-    pixels : uint8 [28, 28], white on black, exactly where `status` is "ok".  mnist_sized : the picture has the 28x28
-    pixels of MNIST's images, and is not in EMNIST's form: a drawing that somebody made for a reader of digits, most
-    likely.
+    pixels : uint8 [28, 28], white on black, exactly where `status` is "ok"; of plain pictures [size, size], or
+    [size, size, 3] in colour.  mnist_sized : the picture has the 28x28 pixels of MNIST's images, and is not in EMNIST's
+    form: a drawing that somebody made for a reader of digits, most likely.
     """
 
     status: GlyphStatus
@@ -108,15 +108,16 @@ class Glyph(NamedTuple):
 # ---- From a picture to EMNIST's form ----
 
 
-def preprocess(picture: Source, mode: Mode = "glyph") -> Glyph:
-    """Bring a picture into EMNIST's form.
+def preprocess(picture: Source, form: InputForm = EMNIST_FORM, *, with_cover: bool = False) -> Glyph:
+    """Bring a picture into EMNIST's form, or into another that a network was trained on.
 
     Parameters
     ----------
     picture : anything that `open_picture` takes.
-    mode : "glyph" for handwriting and print on any background.  What is in EMNIST's form already passes through
-        bit for bit.  "plain" (icons, logos) only greys, squares with the border's brightness, resizes, and inverts
-        where the border is light; its status is always "ok".
+    form : its mode is "glyph" for handwriting and print on any background; what is in EMNIST's form already passes
+        through bit for bit.  "plain" (icons, logos, photographs) takes the picture as it is, letterboxed; its status
+        is always "ok".
+    with_cover : leave a plain picture with the cover of its paper as one more layer, see `letterbox`.
 
     Raises
     ------
@@ -124,13 +125,16 @@ def preprocess(picture: Source, mode: Mode = "glyph") -> Glyph:
     """
     opened = open_picture(picture)
     with explain_fault(shown_name(picture)):
-        return _prepare(opened, mode)
+        if form.mode == "inverted":
+            return Glyph("ok", _inverted(to_grey(opened)))
+        if form.mode == "glyph":
+            return _prepare(opened)
+        layers = letterbox(opened, form)
+        return Glyph("ok", layers if with_cover else on_paper(layers).squeeze(-1 if not form.color else ()))
 
 
-def _prepare(opened: Image.Image, mode: Mode) -> Glyph:
-    """`preprocess`, of an open picture."""
-    if mode == "plain":
-        return Glyph("ok", _plain(to_grey(opened)))
+def _prepare(opened: Image.Image) -> Glyph:
+    """The glyph of an open picture."""
     if opened.size == (SIDE, SIDE):
         simple = opened.mode == "L" and not opened.has_transparency_data
         pixels = np.asarray(opened) if simple else to_bytes(to_grey(opened))
@@ -140,7 +144,7 @@ def _prepare(opened: Image.Image, mode: Mode) -> Glyph:
     return _find_glyph(to_grey(opened))._replace(mnist_sized=opened.size == (SIDE, SIDE))
 
 
-def _plain(grey: Floats) -> Bytes:
+def _inverted(grey: Floats) -> Bytes:
     height, width = grey.shape
     paper = float(np.median(_border(grey)))
     side = max(height, width)

@@ -26,8 +26,9 @@ from glyphs.core.text import PRIORS, alphabet_of, split_alphabet
 from glyphs.models.runtime import default_model, describe_training, load_onnx, load_pth
 from glyphs.output.rows import DECIMALS, Candidate, Prediction, Reading, Status
 from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, shrink_factor, to_grey
-from glyphs.pictures.glyph import SIDE, Mode, preprocess
+from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.page import Page, find_lines
+from glyphs.pictures.plain import EMNIST_FORM, Mode, to_planes
 from glyphs.reading.automaton import Automaton, pattern_automaton, word_automaton
 from glyphs.reading.lattice import forms
 from glyphs.reading.reader import read_page
@@ -40,7 +41,7 @@ NO_PROBABILITIES: Probabilities = np.empty((0, 0))  # of no pictures
 
 
 class Prepared(NamedTuple):
-    """A picture on its way to the network: pixels, uint8 [28, 28], are there only where the status is `ok`.
+    """A picture on its way to the network: pixels, as in `glyphs.pictures.glyph.Glyph`, where the status is `ok`.
 
     mnist_sized : as in `glyphs.pictures.glyph.Glyph`.
     """
@@ -69,8 +70,8 @@ class GlyphPredictor:
         where that counted every class alike; `digits`, each digit so many times as frequent as a letter as
         `glyphs.core.text.PRIORS` says; or `auto`, that for drawings of MNIST's size, uniform for everything else.
     min_confidence : a likeliest class less probable than this is `uncertain`.
-    mode : `glyph` for handwriting; `plain` for icons and logos, which are only greyed, squared and resized.  None
-        is the one that the model was trained with.
+    mode : `glyph` for handwriting, `plain` for pictures as they are; see `glyphs.pictures.plain.InputForm`.  None is
+        the one that the model was trained with.
     batch_size : pictures that the network sees at once.
     words : those that a text holds, for `read`; None for any.
     pattern : a regular expression that each line of a text matches, for `read`, where that says no other; None for
@@ -84,7 +85,8 @@ class GlyphPredictor:
     Raises
     ------
     CheckpointError : the model is missing, damaged, or not ours.
-    ConfigError : there is no such device, no such character in the model, or the pattern is none.
+    ConfigError : there is no such device, no such character in the model, the pattern is none, or the mode does not go
+        with the size or the colours of the model's images.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class GlyphPredictor:
             raise ConfigError(f"{path}: an .onnx model cannot average views; give the checkpoint (.pth) it came from")
         else:
             loaded = load_onnx(path, device or "auto", threads=threads)
-        self.network, names, trained_with, facts, self.on_cpu = loaded
+        self.network, names, form, facts, self.on_cpu = loaded
         self.path = path
         self.facts = {"classes": names, **facts}  # what the file tells of the model, for people
         self.trained_on = facts["settings"].get("dataset")  # None where the file does not say
@@ -129,7 +131,10 @@ class GlyphPredictor:
         # Of each class, in drawings of MNIST's size and elsewhere.
         self.small_frequencies, self.frequencies = (np.where(digits, factor, 1.0) for factor in PRIORS[prior])
         self.min_confidence = min_confidence
-        self.mode = mode or trained_with
+        self.form = form._replace(mode=mode or form.mode)
+        if self.form.mode != "plain" and self.form.shape != EMNIST_FORM.shape:
+            raise ConfigError(f"{path}: sees images of {form.words}; leave --preprocess {self.form.mode} out")
+        self.mode = self.form.mode
         self.batch_size = batch_size
 
     def view(
@@ -208,7 +213,8 @@ class GlyphPredictor:
 
         Yields
         ------
-        The prediction, and what the network saw: uint8 [28, 28], None where it saw nothing.
+        The prediction, and what the network saw: uint8 [28, 28], or as in `glyphs.pictures.glyph.Glyph`; None where it
+        saw nothing.
         """
         pictures = iter(pictures)
         workers = max(1, usable_cpus() - 1)  # one core for the thread that runs the network; one more is slower
@@ -362,7 +368,7 @@ class GlyphPredictor:
         try:
             if isinstance(picture, PictureError):
                 raise picture
-            glyph = preprocess(picture, self.mode)
+            glyph = preprocess(picture, self.form)
         except PictureError as error:
             return Prepared(file, "failed", None, valid_utf8(str(error)))
         return Prepared(file, glyph.status, glyph.pixels, None, glyph.mnist_sized)
@@ -379,8 +385,8 @@ class GlyphPredictor:
         seen = [number for number, prepared in enumerate(part, place) if prepared.pixels is not None]
         probabilities = NO_PROBABILITIES
         if seen:
-            images = np.zeros((len(part) if size is None else size, 1, SIDE, SIDE), np.uint8)
-            images[seen, 0] = [prepared.pixels for prepared in part if prepared.pixels is not None]
+            images = np.zeros((len(part) if size is None else size, *self.form.shape), np.uint8)
+            images[seen] = to_planes(np.stack([each.pixels for each in part if each.pixels is not None]))
             probabilities = self.network(images)[seen]
         return self.answers(part, probabilities, top_k)
 

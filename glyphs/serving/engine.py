@@ -26,6 +26,7 @@ from glyphs.core.arrays import Bytes, Probabilities
 from glyphs.core.cpus import usable_cpus
 from glyphs.models.runtime import Network
 from glyphs.output.rows import Prediction, Reading
+from glyphs.pictures.plain import to_planes
 from glyphs.reading.predictor import CHUNK, NO_PROBABILITIES, GlyphPredictor, Prepared
 
 AT_ONCE = 32  # images that a network sees at once: on one thread, each costs as little as of 128
@@ -47,7 +48,7 @@ Outcome = Probabilities | Exception  # of a network: probabilities [N, C], or wh
 
 
 class Work(NamedTuple):
-    """Images, uint8 [N, 1, 28, 28], for a network; `done` takes its outcome, and returns what is to be settled."""
+    """Images, uint8 [N, channels, H, W], for a network; `done` takes its outcome, and returns what is to be settled."""
 
     network: Network
     images: Bytes
@@ -133,7 +134,7 @@ class Engine:
         try:
             job.prepared = [job.predictor.prepare(name, io.BytesIO(content)) for name, content in job.pictures]
             seen = [prepared.pixels for prepared in job.prepared if prepared.pixels is not None]
-            work = Work(job.predictor.network, np.stack(seen)[:, None], done) if seen else None
+            work = Work(job.predictor.network, to_planes(np.stack(seen)), done) if seen else None
         except Exception as error:
             settle([done(error)])
         else:

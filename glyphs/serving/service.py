@@ -139,7 +139,7 @@ class Service:
             chosen = await self.engine.compile(view) if "pattern" in query else view()
         except ConfigError as error:
             raise HTTPException(400, str(error)) from None
-        if text and chosen.mode == "plain":
+        if text and chosen.mode != "glyph":
             raise HTTPException(400, "text: this model does not find characters in pictures")
         answers: Sequence[tuple[Prediction | Reading, Bytes | None]]
         async with self.pictures(request) as pictures:
@@ -236,6 +236,8 @@ class Service:
                 **card(predictor),
                 "alphabet": predictor.class_names,
                 "preprocess": predictor.mode,
+                "image_size": predictor.form.size,
+                "color": predictor.form.color,
                 "min_confidence": predictor.min_confidence,
                 "text": self.text,
                 "collect": self.collection is not None,
@@ -333,7 +335,7 @@ def write_anew(picture: Image.Image) -> bytes:
 
 
 def png(pixels: NDArray[np.uint8] | None) -> str | None:
-    """What the network saw, uint8 [28, 28], as a PNG file in base64."""
+    """What the network saw, uint8 [H, W] or [H, W, 3], as a PNG file in base64."""
     if pixels is None:
         return None
     file = io.BytesIO()

@@ -45,6 +45,7 @@ from glyphs.core.randomness import address, seed_everything
 from glyphs.core.text import first_line
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, save_checkpoint, training_state
 from glyphs.models.network import as_floats
+from glyphs.pictures.plain import with_form
 from glyphs.training.callbacks import Callback, EpochLine, HistoryFile, ProgressBar, SignalWatch, TensorBoard
 from glyphs.training.early_stopping import EarlyStopping
 from glyphs.training.loss import make_criterion
@@ -80,8 +81,8 @@ class Trainer:
 
     Parameters
     ----------
-    model : any module that makes logits, [N, C], of images, float [N, 1, H, W] in [0, 1].  It is moved to the device
-        that the settings name.
+    model : any module that makes logits, [N, C], of images, float [N, channels, H, W] in [0, 1].  It is moved to the
+        device that the settings name.
     train_loader, val_loader : sized iterables of (images, labels), such as a torch DataLoader; see
         `glyphs.data.loaders` for what a batch is.
     config : the settings, as a Config or a dict of those that are not to be the defaults.
@@ -145,6 +146,8 @@ class Trainer:
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else Config.from_dict(config)
+        if form := getattr(train_loader, "form", None):  # what a checkpoint must say, for pictures to be read as these
+            self.config = with_form(self.config, form)
         require_batches(train_loader, "training")
         require_batches(val_loader, "validation")
         if self.config.deterministic:  # where it is off, what the caller has chosen stays
