@@ -13,7 +13,7 @@ import pytest
 
 import glyphs.core.files
 from glyphs.core.errors import GlyphError
-from glyphs.core.files import claim_folder, replace_file, replacing, valid_utf8
+from glyphs.core.files import UNFINISHED, claim_folder, replace_file, replacing, unused, valid_utf8
 from tests.conftest import ROOT, refused, run_python
 
 CLAIM = """
@@ -39,6 +39,11 @@ def hold(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
+def aside_of(path: Path) -> Path:
+    """Where a file lies while it is written."""
+    return path.with_name(UNFINISHED.format(path.name))
+
+
 def test_writes_and_replaces_leaving_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     for content in (b"old", b"new, and longer", b""):
@@ -47,13 +52,27 @@ def test_writes_and_replaces_leaving_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_ends_in_tmp_is_its_users(tmp_path: Path) -> None:
+    (tmp_path / "results.json.tmp").write_bytes(b"mine")
+    replace_file(tmp_path / "results.json", b"[]")
+    assert (tmp_path / "results.json.tmp").read_bytes() == b"mine"
+
+
+def test_an_unused_name_is_one_of_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "drawing.png"
+    assert unused(path) == path
+    path.touch()
+    (tmp_path / "drawing2.png").symlink_to("nowhere")
+    assert unused(path) == tmp_path / "drawing3.png"
+
+
 def test_reaches_the_disk_before_it_takes_the_place_of_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(b"old")
     seen = []
 
     def look(descriptor: int) -> None:
-        seen.append((path.read_bytes(), Path(f"{path}.tmp").exists()))
+        seen.append((path.read_bytes(), aside_of(path).exists()))
 
     monkeypatch.setattr(os, "fsync", look)
     replace_file(path, b"new")
@@ -235,7 +254,7 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     with write_slowly(path) as process:
         process.kill()
-    assert Path(f"{path}.tmp").exists()
+    assert aside_of(path).exists()
     replace_file(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
@@ -245,7 +264,7 @@ def test_a_file_that_was_given_its_name_meanwhile_is_not_written_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.csv"
-    aside = Path(f"{path}.tmp")
+    aside = aside_of(path)
     aside.write_bytes(b"another's")
     claim = glyphs.core.files.claim_file
 

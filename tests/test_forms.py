@@ -86,7 +86,7 @@ def test_the_file_of_an_empty_form_knows_its_marks_and_is_not_replaced(folder: P
 
 def test_scans_become_a_table_with_a_column_a_field(folder: Path, tmp_path: Path) -> None:
     assert read(folder, tmp_path / "table.csv") == 0
-    header, *rows = csv.reader((tmp_path / "table.csv").read_text().splitlines())
+    header, *rows = csv.reader((tmp_path / "table.csv").read_text("utf-8-sig").splitlines())
     assert header[:4] == ["file", "status", "name", "name probability"]
     assert [row[0] for row in rows] == ["0.jpg", "1.jpg"]
     read_right = sum(row[2 + 2 * i] == PEOPLE[number][i] for number, row in enumerate(rows) for i in range(3))

@@ -11,6 +11,7 @@ import torch
 
 import inference
 from glyphs.core.errors import GlyphError
+from glyphs.core.files import UNFINISHED
 from glyphs.data.folder import INDEX, PIXELS, SKIPPED, load_folders
 from glyphs.models import export
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
@@ -95,7 +96,7 @@ def results_of(work: Work, folder: Path) -> dict[str, bytes]:
 
 def check_whole(name: str, folder: Path) -> None:
     """What has its name is whole, and nothing else is there."""
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(UNFINISHED.format("*")))
     for path in folder.glob("*.pth"):
         load_checkpoint(path)
     if name not in GROWING and name != "training":

@@ -128,7 +128,7 @@ def test_a_grid_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [written] = tables.rglob("*.csv")  # the other picture shows no grid
     assert written.name == "sudoku.png.csv"
     table = [[cell.strip() for cell in row] for row in ROWS]
-    assert list(csv.reader(written.read_text().splitlines())) == table
+    assert list(csv.reader(written.read_text("utf-8-sig").splitlines())) == table
     grid, number = json.loads(output.read_text())
     assert (grid["table"], number["table"]) == (table, None)
     assert grid["lines"][1]["words"][0]["characters"][0]["cell"] == [2, 1]

@@ -20,6 +20,7 @@ import inference
 from glyphs.commands.read import SOME_FAILED
 from glyphs.core.config import Config
 from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.core.files import UNFINISHED
 from glyphs.core.process import Interrupted
 from glyphs.data.emnist import MERGED_47
 from glyphs.models.checkpoint import save_checkpoint
@@ -141,7 +142,7 @@ def test_a_folder_to_json(model: Path, pictures: Path, tmp_path: Path, capsys: p
 def test_a_folder_to_csv(model: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "a.png").rename(pictures / "=SUM(A1).png")
     assert infer("--model", model, "--batch", pictures, "--output", tmp_path / "r.csv") == 0
-    rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "r.csv").read_text("utf-8-sig").splitlines()))
     assert rows[0]["file"] == "'=SUM(A1).png"
     assert len(rows) == 7
 
@@ -236,7 +237,7 @@ def test_what_cannot_be_saved_ends_the_batch_before_its_row_and_leaves_nothing(
     whole = os.fsync
 
     def disk_full(descriptor: int) -> None:
-        if (tmp_path / "saved" / "b.bmp.png.tmp").exists():
+        if (tmp_path / "saved" / UNFINISHED.format("b.bmp.png")).exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(descriptor)
 
@@ -278,6 +279,11 @@ def test_a_drawing(
     with Image.open("prediction.png") as drawing:
         drawing.verify()
     assert "prediction.png" in capsys.readouterr().err
+    Path("prediction.png").write_bytes(b"a drawing that its user keeps")
+    for _ in range(2):
+        assert infer("--model", model, "--visualize", "--image", pictures / "a.png") == 0
+    assert Path("prediction.png").read_bytes() == b"a drawing that its user keeps"
+    assert sorted(path.name for path in tmp_path.glob("prediction*")) == [f"prediction{n}.png" for n in ("", 2, 3)]
     assert infer("--model", model, "--visualize", "other.png", "--image", "missing.png") == SOME_FAILED
     assert not Path("other.png").exists()
 

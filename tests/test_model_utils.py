@@ -81,7 +81,7 @@ def test_compare_on_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert "50 test images (digits)" in out
         assert "95 % interval" in out
     found = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
-    rows = list(csv.DictReader((tmp_path / "c.csv").read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text("utf-8-sig").splitlines()))
     assert [float(row["accuracy"]) for row in rows] == [model["accuracy"] for model in found["models"]]
     assert found["test"] == {"split": "digits", "images": 50}
     assert found["differences"][0]["sentence"] in out

@@ -221,6 +221,21 @@ def test_label_without_a_font_is_its_code_point() -> None:
     assert fonts == list(plots.LABEL_FONTS)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"icon_of_the_set_{number:02}_in_the_usual_size" for number in range(36)],
+        [f"{'a' * 30}{left}{'b' * 30}{right}{'z' * 30}" for left in "12" for right in "12"],
+        ["ab" * length for length in range(20, 30)],
+    ],
+)
+def test_long_names_that_begin_and_end_alike_stay_different(names: list[str]) -> None:
+    labels, _ = plots.printable_labels([*names, names[0]])
+    assert len(set(labels)) == len(names)
+    assert labels[-1] == labels[0]
+    assert max(map(len, labels)) <= plots.MAX_LABEL
+
+
 DRAWINGS: list[Callable[[Path | None], object]] = [
     lambda path: plots.plot_training_history(history(3), path),
     lambda path: plots.plot_confusion_matrix(confusion(5), list("abcde"), path, normalized=True),

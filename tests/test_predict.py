@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -331,6 +332,24 @@ def test_no_cuda(checkpoint: Path, onnx_file: Path) -> None:
     for model in (checkpoint, onnx_file):
         with pytest.raises(ConfigError, match="cuda"):
             GlyphPredictor(model, "cuda")
+
+
+@pytest.mark.parametrize("how", ["drops it", "raises"])
+def test_cuda_that_does_not_start_is_no_silent_cpu(onnx_file: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """As an onnxruntime-gpu does it whose CUDA or cuDNN is missing."""
+    session = onnxruntime.InferenceSession
+
+    def start(*arguments: Any, providers: list[Any], **options: Any) -> Any:
+        if how == "raises" and len(providers) > 1:
+            raise RuntimeError("CUDA failure 35")
+        return session(*arguments, providers=["CPUExecutionProvider"], **options)
+
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with refused(ConfigError, "--device cuda", onnx_file, "--device cpu"):
+        GlyphPredictor(onnx_file, "cuda")
+    assert GlyphPredictor(onnx_file).on_cpu
 
 
 # ---- Folders and names ----

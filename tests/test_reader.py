@@ -250,7 +250,7 @@ def test_a_folder_of_texts_to_every_format(tmp_path: Path, capsys: pytest.Captur
     assert set(first["words"][0]["characters"][0]) == {"label", "probability", "box", "top_k", "cell"}
     lines = (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows
-    table = list(csv.DictReader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()))
+    table = list(csv.DictReader((tmp_path / "r.csv").read_text("utf-8-sig").splitlines()))
     assert list(table[0]) == ["file", "status", "text", "confidence", "error"]
     pages = (tmp_path / "r.hocr").read_text(encoding="utf-8")
     assert f"bbox 0 0 {picture.width} {picture.height}" in pages

@@ -1,5 +1,6 @@
 """glyphs.output.results: rows as files and as text."""
 
+import codecs
 import csv
 import json
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_csv_has_a_column_for_each_candidate_and_no_formulas(tmp_path: Path) -> 
     write(tmp_path / "r.csv", ROWS)
     content = (tmp_path / "r.csv").read_bytes()
     assert b"\x1b" not in content
-    header, *rows = csv.reader(content.decode().splitlines())
+    header, *rows = csv.reader(content.decode("utf-8-sig").splitlines())
     assert header == [
         "file",
         "status",
@@ -54,10 +55,27 @@ def test_csv_has_a_column_for_each_candidate_and_no_formulas(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        *((text, True) for text in ("6", "0", "60", "123456789012345", "A06", "hello", "E5", "Mar", "é", "")),
+        *((text, False) for text in ("06", "00", "1.50", "24/08", "3-4", "1E5", "12:30", "5 PM", "(5)", "€ 7")),
+        *((text, False) for text in ("1234567890123456", "MAR1", "3-May", "sept2", "TRUE", "False", " 06")),
+    ],
+)
+def test_a_spreadsheet_shows_what_was_read(tmp_path: Path, text: str, kept: bool) -> None:
+    write(tmp_path / "r.csv", [Prediction("é.png", "ok", text, 0.5, (Candidate(text, 0.5),))])
+    content = (tmp_path / "r.csv").read_bytes()
+    assert content.startswith(codecs.BOM_UTF8)  # what tells Excel that é is one letter
+    [row] = csv.DictReader(content.decode("utf-8-sig").splitlines())
+    assert row["file"] == "é.png"
+    assert row["prediction"] == row["label_1"] == ("" if kept else "'") + text
+
+
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_every_start_of_a_formula_is_defused(tmp_path: Path, start: str) -> None:
     write(tmp_path / "r.csv", [Prediction(f"{start}SUM(A1)", "failed", error=f"{start}x")])
-    [row] = csv.DictReader((tmp_path / "r.csv").read_text().splitlines())
+    [row] = csv.DictReader((tmp_path / "r.csv").read_text("utf-8-sig").splitlines())
     assert row["file"].startswith("'")
     assert row["error"].startswith("'")
 

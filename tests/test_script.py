@@ -22,7 +22,7 @@ from enhanced_glyph_recognition import main
 from glyphs.commands.runs import REPORTS
 from glyphs.commands.train import confirmed
 from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError
-from glyphs.core.files import claim_folder
+from glyphs.core.files import UNFINISHED, claim_folder
 from glyphs.models.checkpoint import load_checkpoint
 from glyphs.training.callbacks import EpochLine
 from glyphs.training.trainer import Trainer
@@ -131,12 +131,12 @@ def test_killed_in_the_middle_of_a_save_it_ends_with_the_same_weights(whole: Pat
         command = [sys.executable, "-c", DIE_IN_A_SAVE, str(save), *arguments, *begin]
         killed = subprocess.run(command, env=environment, capture_output=True, timeout=600)
         assert killed.returncode == -signal.SIGKILL
-        assert list(tmp_path.glob("*.tmp"))
+        assert list(tmp_path.glob(UNFINISHED.format("*")))
     assert load_checkpoint(tmp_path / "latest_checkpoint.pth")["training"]["epoch"] == 1
     status, _, stderr = finish(start("--resume", *arguments[len(QUICK) :]))
     assert status == 0, stderr
     assert_identical(all_state(tmp_path), all_state(whole))
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(UNFINISHED.format("*")))
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -375,14 +375,27 @@ def test_an_overwritten_run_stays_until_its_successor_is_trained(
             with pytest.raises(RuntimeError, match="broken off"):
                 quick(tmp_path, "--skip-eval", "--overwrite")
     assert f"the earlier run is in {tmp_path / 'replaced'} until" in capsys.readouterr().err
-    assert contents(tmp_path / "replaced") == {name: before[name] for name in before if name != "notes.txt"}
+    moved = contents(tmp_path / "replaced")
+    assert json.loads(moved.pop("replaced.json"))["folder"] == "replaced"
+    assert moved == {name: before[name] for name in before if name != "notes.txt"}
     assert (tmp_path / "replaced2" / "latest_checkpoint.pth").exists()
     assert not any((tmp_path / name).exists() for name in REPORTS)
     (tmp_path / "replaced2" / "mine.txt").touch()
+    for mine in ("replaced-keep-this", "replaced3"):  # a copy, and what was never written here
+        shutil.copytree(tmp_path / "replaced", tmp_path / mine)
+    (tmp_path / "replaced3" / "replaced.json").unlink()
+    kept = {mine: contents(tmp_path / mine) for mine in ("replaced-keep-this", "replaced3")}
     quick(tmp_path, "--skip-eval", "--resume")
     assert not (tmp_path / "replaced").exists()
     assert set(contents(tmp_path / "replaced2")) == {"mine.txt"}
+    assert {mine: contents(tmp_path / mine) for mine in kept} == kept
     assert {"best_model.pth", "notes.txt", "history.csv"} <= set(contents(tmp_path))
+
+
+def test_a_file_of_the_users_under_a_name_that_a_run_writes_is_never_lost(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    quick(tmp_path, "--skip-eval")
+    assert (tmp_path / "replaced" / "config.json").read_text() == "mine"
 
 
 def test_reports_of_an_evaluation_go_beside_what_they_belong_to(

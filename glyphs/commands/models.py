@@ -12,6 +12,7 @@ from glyphs.core.devices import explain_out_of_memory, limit_threads
 from glyphs.core.errors import ConfigError
 from glyphs.core.files import claim_folder, explain_write_error, replace_file
 from glyphs.core.process import say
+from glyphs.core.text import CSV_ENCODING
 from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
 from glyphs.data.overlap import overlap
 from glyphs.evaluation.analyzer import ModelAnalyzer, format_analysis, write_report
@@ -69,7 +70,7 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
         comparison.notes.extend(overlaps(comparator, settings, by_default="emnist_split" not in given))
     print(comparison.to_text())
     if arguments.output and arguments.output.suffix.lower() == ".csv":
-        replace_file(arguments.output, comparison.to_csv().encode())
+        replace_file(arguments.output, comparison.to_csv().encode(CSV_ENCODING))
     elif arguments.output:
         write_report(arguments.output, comparison.to_dict())
     picture = picture_path(arguments.output, "comparison.png")

@@ -8,11 +8,12 @@ from typing import Any
 
 from glyphs.commands.settings import Parser, add_settings, config_of, given_settings, require_models
 from glyphs.core.config import PREPROCESSING, Config
+from glyphs.core.files import DRAWING, unused
 from glyphs.core.text import ALPHABETS, PRIORS, alphabet_of
 
 SHOWN_CLASSES, MOST_CLASSES = 5, 1000
 DOUBTFUL = 0.8  # a field that is less probable is for a person to look at
-DRAWING, DRAWINGS = Path("prediction.png"), Path("predictions")  # where --visualize draws one picture, and several
+DRAWINGS = Path("predictions")  # the folder where --visualize draws several pictures
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -67,8 +68,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     formats = "results to a .json, .csv, .jsonl, .parquet or, with --text, .hocr file"
     answers.add_argument("--output", type=Path, metavar="FILE", help=formats)
     drawn = "draw the picture, what the model saw and its answers, to PATH.png; several pictures, into the folder PATH"
-    defaults = f"(default: {DRAWING}; {DRAWINGS})"
-    answers.add_argument("--visualize", nargs="?", const=DRAWING, type=Path, metavar="PATH", help=f"{drawn} {defaults}")
+    defaults = f"(default: {DRAWING}; {DRAWINGS}; with a number where that is there)"
+    answers.add_argument("--visualize", nargs="?", const=True, type=Path, metavar="PATH", help=f"{drawn} {defaults}")
     saw = "what the model saw: DIR/NAME.png for each picture NAME"
     answers.add_argument("--save-preprocessed", type=Path, metavar="DIR", help=saw)
     service = parser.add_argument_group("service (with --serve)")
@@ -136,8 +137,8 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         parser.error("--model takes several files with --serve only")
     if arguments.visualize:
         several = arguments.batch or len(arguments.image) > 1
-        if several and arguments.visualize == DRAWING:
-            arguments.visualize = DRAWINGS
+        if arguments.visualize is True:
+            arguments.visualize = unused(DRAWINGS if several else DRAWING)
         elif several and arguments.visualize.suffix.lower() == ".png":
             parser.error(f"--visualize draws several pictures into a folder: name one, not {arguments.visualize}")
         elif not several and arguments.visualize.suffix.lower() != ".png":

@@ -2,12 +2,13 @@
 
 import contextlib
 import itertools
+import json
 import os
 from pathlib import Path
 
 from glyphs.core.config import Config
 from glyphs.core.errors import CheckpointError, ConfigError
-from glyphs.core.files import explain_write_error
+from glyphs.core.files import explain_write_error, replace_file, unused
 from glyphs.core.process import say
 from glyphs.data.layout import part_folders
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, is_finished, load_checkpoint
@@ -26,6 +27,8 @@ REPORTS = (
     "reliability_diagram.png",
     "misclassified.png",
 )
+RUN_FILES = (LATEST_CHECKPOINT, BEST_MODEL, "config.json", *REPORTS)
+RECORD = "replaced.json"  # in it: which folder it is, and what was put there
 REPLACED = "replaced"  # the folder within the output folder where an overwritten run waits for its successor
 
 
@@ -65,25 +68,43 @@ def refuse_place(config: Config) -> None:
 
 
 def set_aside(output_dir: Path) -> None:
-    """Move what an earlier run left into a folder of its own: it goes when the new run is trained, not before."""
-    names = (LATEST_CHECKPOINT, BEST_MODEL, "config.json", *REPORTS)
-    found = [path for name in names if (path := output_dir / name).exists()]
+    """Move what would be written over into a folder of its own.
+
+    An earlier run goes when the new one is trained, not before.  Without a checkpoint among them nobody knows that the
+    files are a run's: they stay there.
+    """
+    found = [path for name in RUN_FILES if (path := output_dir / name).exists()]
     if not found:
         return
     # Where two new runs in a row did not come to their end, both runs that they were to replace are still there.
-    places = itertools.chain([REPLACED], (f"{REPLACED}{number}" for number in itertools.count(2)))
-    aside = next(path for name in places if not (path := output_dir / name).exists())
+    aside = unused(output_dir / REPLACED)
     with explain_write_error(aside):
         aside.mkdir()
+        is_run = any(path.name in (LATEST_CHECKPOINT, BEST_MODEL) for path in found)
+        if is_run:
+            record = {"folder": aside.name, "files": [path.name for path in found]}
+            replace_file(aside / RECORD, json.dumps(record, indent=2).encode())
         for path in found:
             path.rename(aside / path.name)
-    say(f"the earlier run is in {aside} until the new one is trained")
+    if is_run:
+        say(f"the earlier run is in {aside} until the new one is trained")
+    else:
+        say(f"what lay in {output_dir} under names that a run writes ({found[0].name}, ...) is now in {aside}")
 
 
 def drop_replaced(output_dir: Path) -> None:
-    """Remove the runs that this one, now whole, replaces; files that no run writes stay."""
+    """Remove the runs that this one, now whole, replaces: what `set_aside` has put where its record still lies.
+
+    A folder that was renamed or copied since, to keep it, is its user's, and so is what has come into one since.
+    """
     for folder in output_dir.glob(f"{REPLACED}*"):
-        for name in (LATEST_CHECKPOINT, BEST_MODEL, "config.json", *REPORTS):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something else, or is no folder
-            folder.rmdir()
+        try:
+            record = json.loads((folder / RECORD).read_bytes())
+            own = set(record["files"]) if record["folder"] == folder.name else None
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if own is not None:
+            for name in own.intersection(RUN_FILES) | {RECORD}:
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                folder.rmdir()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ except ImportError:  # as on Windows
 NO_BYTES = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")  # surrogates that stand for no byte of a name
 
 MOST_WRITTEN = 16 << 20  # bytes of a file that a person wrote; a list of a million words has 10 MB
-LONGEST_NAME = 250  # of the 255 bytes that file systems allow, those that writing aside leaves
+UNFINISHED = ".{}.unfinished"  # the name that a file has while it is written: no name that users give
+LONGEST_NAME = 255 - len(UNFINISHED.format("").encode())  # of the bytes that file systems allow, those that it leaves
+DRAWING = Path("prediction.png")  # where a picture is drawn that has no other place
 LOCK = ".lock"  # the file in a folder that says that a process holds it
 
 
@@ -59,6 +62,12 @@ def too_long(path: Path) -> bool:
     return len(os.fsencode(path.name)) > LONGEST_NAME
 
 
+def unused(path: Path) -> Path:
+    """The path itself, or, where there is something already, the first of NAME2, NAME3, ... where there is nothing."""
+    others = (path.with_name(f"{path.stem}{number}{path.suffix}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not os.path.lexists(each))
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file as `replacing` does, from bytes in memory."""
     with replacing(path) as file:
@@ -76,7 +85,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     GlyphError : it cannot be written (no permission, disk full), or another process writes it; the old file is as it
         was.
     """
-    aside = path.with_name(path.name + ".tmp")
+    aside = path.with_name(UNFINISHED.format(path.name))
     try:
         if path.is_dir():  # now, not when all is done
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

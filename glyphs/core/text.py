@@ -1,5 +1,6 @@
 """Words for people: one line, a table, a cell of a spreadsheet, the name of an alphabet."""
 
+import re
 import string
 import unicodedata
 
@@ -37,14 +38,26 @@ def table(alignment: str, header: list[str], rows: list[list[str]]) -> list[str]
     ]
 
 
+CSV_ENCODING = "utf-8-sig"  # without its mark Excel takes a file for one of the country's old encoding
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
+PLAIN_NUMBER = re.compile("0|[1-9][0-9]{0,14}")  # what a spreadsheet shows as it is written
+# What one takes for another number (06, 1E5), a date (24/08, 3-MAR, SEPT2), a time or a truth value, in some country
+TAKEN_OTHERWISE = re.compile(
+    r"[0-9.,($€£][0-9.,:/ ()%$€£e+-]*([ap]m?)?"
+    r"|([0-9]{1,4}[-/. ]*)?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*([-/., ]*[0-9]{1,4})*",
+    re.IGNORECASE,
+)
 
 
 def csv_cell(value: object) -> object:
-    """The value, text without control characters and never a formula."""
+    """The value, text without control characters; with a ' before it where a spreadsheet would show something else."""
     if not isinstance(value, str):
         return value
-    return ("'" if value.startswith(FORMULA_STARTS) else "") + one_line(value)
+    text = one_line(value)
+    number = any(c.isdigit() for c in text) and TAKEN_OTHERWISE.fullmatch(text.strip())
+    taken = (number and not PLAIN_NUMBER.fullmatch(text)) or text.strip().lower() in ("true", "false")
+    otherwise = taken or value.startswith(FORMULA_STARTS)
+    return f"'{text}" if otherwise else text
 
 
 def alphabet_of(text: str) -> str:

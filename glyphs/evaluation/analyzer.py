@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.devices import describe_device
-from glyphs.core.errors import CheckpointError
+from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.core.files import replace_file, valid_utf8
 from glyphs.core.protocols import Loader
 from glyphs.core.text import first_line, one_line, table
@@ -31,7 +31,7 @@ from glyphs.evaluation.comparison import versions
 from glyphs.models import checkpoint
 from glyphs.models.export import Exported, export_model
 from glyphs.models.network import Calibrated
-from glyphs.models.runtime import Network, load_onnx, load_pth, read_class_names, read_object
+from glyphs.models.runtime import Loaded, Network, load_onnx, load_pth, read_class_names, read_object
 from glyphs.models.seal import check_seal
 from glyphs.output import plots
 from glyphs.pictures.plain import form_of
@@ -107,20 +107,19 @@ class ModelAnalyzer:
         self.batch_size = batch_size
         self.is_onnx = self.path.suffix.lower() == ".onnx"
         # The CPU first: it is there always.
-        self.devices = [device] if device != "auto" else ["cpu", *(["cuda"] if self._cuda_works() else [])]
         self.description = describe_onnx(self.path) if self.is_onnx else describe_checkpoint(self.path, arch)
         load = load_onnx if self.is_onnx else functools.partial(load_pth, arch=arch)
-        loaded = {each: load(self.path, each) for each in self.devices}
+        loaded: dict[str, Loaded] = {}
+        for each in ("cpu", "cuda") if device == "auto" else (device,):
+            try:
+                loaded[each] = load(self.path, each)
+            except ConfigError:
+                if device != "auto" or each == "cpu":
+                    raise
+        self.devices = list(loaded)
         self.networks: dict[str, Network] = {each: found.network for each, found in loaded.items()}
         self.form = loaded[self.devices[0]].form
         self.class_names = self.description.class_names
-
-    def _cuda_works(self) -> bool:
-        if not self.is_onnx:
-            return torch.cuda.is_available()
-        import onnxruntime
-
-        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
     def count_parameters(self) -> dict[str, int | None]:
         """`total` parameters, and how many are `trainable` (None for an export)."""

@@ -136,7 +136,7 @@ def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:
     Raises
     ------
     CheckpointError : it is missing, damaged, or not an export of this project.
-    ConfigError : `cuda` was asked for, and this onnxruntime has none; or `mps`.
+    ConfigError : `cuda` was asked for, and this onnxruntime has none, or it does not work here; or `mps`.
     GlyphError : onnxruntime is not installed.
     """
     try:
@@ -173,11 +173,16 @@ def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:
         try:
             session = start(providers=providers)
         except Exception:
-            if device != "auto":
+            if len(providers) == 1:
                 raise
             session = start(providers=["CPUExecutionProvider"])  # CUDA is installed, but may not work here
     except Exception as error:
         raise CheckpointError(f"{path}: is not an ONNX model, or is damaged ({first_line(error)})") from None
+    if device == "cuda" and session.get_providers()[0] == "CPUExecutionProvider":  # it takes that without a word
+        raise ConfigError(
+            f"--device cuda: onnxruntime cannot start CUDA here, and would compute {path} on the CPU: the driver, CUDA "
+            "or cuDNN is missing or of another version; use --device cpu, or the checkpoint"
+        )
     process = os.getpid()
     on_gpu = session.get_providers()[0] != "CPUExecutionProvider"
 

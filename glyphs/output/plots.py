@@ -7,6 +7,7 @@ same bytes.  Colours are those of Okabe and Ito, which the colour-blind tell apa
 
 import contextlib
 import io
+import itertools
 import math
 import textwrap
 import unicodedata
@@ -700,8 +701,10 @@ def _picture(path: Path | None, width: float, height: float) -> Iterator[Figure]
 def printable_labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[list[str], list[str]]:
     """What to print for each name, and the fonts to print them all with, each a fallback for those before it.
 
-    Of a name with more characters than `longest` the middle is left out.  A character that no installed font has is
-    printed as its code point (U+5B57), so matplotlib never meets one that it would warn about and draw as an empty box.
+    Of a name with more characters than `longest` the middle is left out, or, where names would then look the same, what
+    they share; where that does not tell them apart either, they are numbered.  A character that no installed font has
+    is printed as its code point (U+5B57), so matplotlib never meets one that it would warn about and draw as an empty
+    box.
     """
     missing = {character for name in names for character in name if character.isprintable()}
     fonts = list(LABEL_FONTS)
@@ -721,13 +724,40 @@ def printable_labels(names: Sequence[str], longest: int = MAX_LABEL) -> tuple[li
         if found and family not in fonts:
             fonts.append(family)
 
-    def label(name: str) -> str:
-        text = "".join(c if c.isprintable() and c not in missing else f"U+{ord(c):04X}" for c in name)
-        if len(text) > longest:  # the middle goes: names in a folder often share their beginning
-            text = f"{text[: longest // 2 - 1]}…{text[-longest // 2 :]}"
-        return text.replace("$", r"\$")  # else a pair of them would be a formula
+    texts = ["".join(c if c.isprintable() and c not in missing else f"U+{ord(c):04X}" for c in n) for n in names]
+    short = _shortened(list(dict.fromkeys(texts)), longest)
+    return [short[text].replace("$", r"\$") for text in texts], fonts  # else a pair of them would be a formula
 
-    return [label(name) for name in names], fonts
+
+def _shortened(texts: Sequence[str], longest: int) -> dict[str, str]:
+    """A short form for each of some different texts, all of them different."""
+    half = longest // 2
+    short = {text: text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}" for text in texts}
+    for same in _alike(short):
+        start, end = _shared(same), _shared([text[::-1] for text in same])
+        for text in same:
+            rest = text[start : max(start, len(text) - end)]
+            if len(rest) <= longest - 2:
+                # As much of what they share before and after it as there is room for
+                first = max(0, min(start - (longest - 2 - len(rest)) // 2, len(text) - longest + 2))
+                part = text[first : first + longest - 2]
+                short[text] = "…" * (first > 0) + part + "…" * (first + len(part) < len(text))
+    for number, text in enumerate((text for same in _alike(short) for text in same), start=1):
+        short[text] = f"{text[: longest - 2 - len(str(number))]}… {number}"
+    return short
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """With how many characters all of them begin alike."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+
+
+def _alike(short: Mapping[str, str]) -> list[list[str]]:
+    """The texts that have the same short form as others, in groups."""
+    groups: dict[str, list[str]] = {}
+    for text, form in short.items():
+        groups.setdefault(form, []).append(text)
+    return [texts for texts in groups.values() if len(texts) > 1]
 
 
 def _within(label: str) -> str:

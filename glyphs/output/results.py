@@ -21,7 +21,7 @@ import glyphs
 from glyphs.core.arrays import Bytes
 from glyphs.core.errors import ConfigError, DataError, GlyphError
 from glyphs.core.files import claim_file, explain_write_error, replace_file, replacing, valid_utf8
-from glyphs.core.text import csv_cell, one_line, table
+from glyphs.core.text import CSV_ENCODING, csv_cell, one_line, table
 from glyphs.output.rows import EMPTY, AnswerKind, FormReading, Prediction, Reading, Row, RowKind, form_columns
 
 STDIN = "-"
@@ -105,7 +105,7 @@ def write_csv(path: Path, kind: RowKind) -> Iterator[ResultFile]:
     """A table for spreadsheets, whole at the end; two columns for each of the top k, and for each field of a form."""
     with replacing(path) as file:
         # write_through: nothing is left in this layer to be flushed to a file that was closed after an error.
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        text = io.TextIOWrapper(file, encoding=CSV_ENCODING, newline="", write_through=True)
         rows = csv.writer(text)
         rows.writerow([csv_cell(column) for column in columns_of(kind)])
 
@@ -303,7 +303,7 @@ def save_table(row: Row, path: Path) -> None:
     csv.writer(text).writerows([csv_cell(cell) for cell in cells] for cells in row.table)
     with explain_write_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.getvalue().encode())
+    replace_file(path, text.getvalue().encode(CSV_ENCODING))
 
 
 def save_pixels(pixels: Bytes, path: Path) -> None:

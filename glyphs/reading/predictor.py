@@ -21,7 +21,7 @@ from glyphs.core.arrays import Bytes, Probabilities
 from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import CheckpointError, ConfigError, PictureError
-from glyphs.core.files import valid_utf8
+from glyphs.core.files import DRAWING, unused, valid_utf8
 from glyphs.core.text import PRIORS, alphabet_of, split_alphabet
 from glyphs.models.runtime import default_model, describe_training, load_onnx, load_pth
 from glyphs.output.rows import DECIMALS, Candidate, Prediction, Reading, Status
@@ -246,8 +246,12 @@ class GlyphPredictor:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def visualize(self, image: Source, path: str | Path = "prediction.png", top_k: int = 5) -> Prediction:
+    def visualize(self, image: Source, path: str | Path | None = None, top_k: int = 5) -> Prediction:
         """Predict one picture, and draw it, what the network saw, and the likeliest classes into a PNG file.
+
+        Parameters
+        ----------
+        path : of the file; None for prediction.png, or prediction2.png and so on where that is there already.
 
         Raises
         ------
@@ -260,11 +264,11 @@ class GlyphPredictor:
         title = prediction.status.replace("_", " ")
         if prediction.confidence is not None:
             title = f"{prediction.prediction or title} ({100 * prediction.confidence:.1f} %)"
-        plot_prediction(picture, pixels, prediction.top_k, title, Path(path))
+        plot_prediction(picture, pixels, prediction.top_k, title, unused(DRAWING) if path is None else Path(path))
         return prediction
 
-    def visualize_text(self, image: Source, path: str | Path = "prediction.png", top_k: int = 5) -> Reading:
-        """Read one picture, and draw it with a box and a reading for each character into a PNG file.
+    def visualize_text(self, image: Source, path: str | Path | None = None, top_k: int = 5) -> Reading:
+        """Read one picture, and draw it with a box and a reading for each character into a PNG file, as `visualize`.
 
         Raises
         ------
@@ -277,7 +281,7 @@ class GlyphPredictor:
         characters = [character for line in reading.lines for word in line.words for character in word.characters]
         found = [(character.label, character.probability, character.box) for character in characters]
         title = textwrap.shorten(reading.text or reading.status.replace("_", " "), 80, placeholder=" ...")
-        plot_reading(picture, found, title, Path(path))
+        plot_reading(picture, found, title, unused(DRAWING) if path is None else Path(path))
         return reading
 
     def read(self, image: Source, top_k: int = 5, pattern: str | None = None) -> Reading:
