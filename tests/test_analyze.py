@@ -97,6 +97,61 @@ def test_a_layer_takes_the_time_that_it_takes() -> None:
     assert seconds[2] >= 0
 
 
+class Attending(torch.nn.Module):
+    """The kinds of layers that others' networks have: recurrent, called again and again, attention, products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.LSTM(28, 16, batch_first=True)  # gives a tuple
+        self.mix = torch.nn.Linear(16, 16)
+        self.attend = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+        self.classifier = torch.nn.Linear(16, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x, _ = self.rows(images[:, 0])
+        for _ in range(5):
+            x = self.mix(x)
+        x, _ = self.attend(x, x, x)
+        x = torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        logits: torch.Tensor = self.classifier(x.mean(1))
+        return logits
+
+
+def test_multiply_adds_of_any_network_by_hand() -> None:
+    layers = {layer.name: layer for layer in analyze.measure_layers(Attending().eval())}
+    assert layers["rows"].output_shape == (1, 28, 16)
+    assert layers["rows"].multiply_adds == 28 * 4 * 16 * (28 + 16)
+    assert layers["mix"].multiply_adds == 5 * 28 * 16 * 16
+    assert layers["classifier"].multiply_adds == 16 * 3
+    attention = 2 * 28 * 28 * 16  # weights, and what they weigh
+    assert layers[analyze.BETWEEN].multiply_adds == 4 * 28 * 16 * 16 + 2 * attention
+    parameters = sum(layer.parameters for layer in layers.values())
+    assert parameters == sum(weights.numel() for weights in Attending().parameters())
+
+
+def test_a_layer_that_is_called_five_times_has_the_time_of_five_calls() -> None:
+    class Sleeps(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            import time
+
+            time.sleep(0.002)
+            return images
+
+    class Five(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Sleeps()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for _ in range(5):
+                images = self.layer(images)
+            return images
+
+    layer, between = analyze.measure_layers(Five())
+    assert (layer.seconds or 0) >= 0.01
+    assert (between.seconds or 0) >= 0
+
+
 def test_an_export_has_the_layers_of_its_checkpoint(exported: tuple[Path, Path], tmp_path: Path) -> None:
     source, path = exported
     ours, theirs = (ModelAnalyzer(each, "cpu", batch_size=4) for each in (path, source))

@@ -71,10 +71,28 @@ def test_metrics_by_hand() -> None:
     assert result["n"] == 6
     assert result["accuracy"] == pytest.approx(3 / 6)
     assert result["accuracy_standard_error"] == pytest.approx(math.sqrt(0.25 / 6))
+    assert (result["accuracy_low"], result["accuracy_high"]) == pytest.approx((0.1876, 0.8124), abs=1e-4)  # Wilson's
+    assert (result["refused"], result["accuracy_with_refused"]) == (0, result["accuracy"])
     assert result["macro_accuracy"] == pytest.approx((2 / 4 + 1 + 0) / 3)  # "absent" does not count
     assert result["top5_accuracy"] == 1  # there are only four classes
     assert result["loss"] == pytest.approx(loss / 6)
     assert all(type(value) in (int, float) for value in result.values())
+
+
+def test_refused_pictures_count_as_wrong() -> None:
+    batches = TensorLoader(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 0, 0, 1]), 3, refused=6)
+
+    class First(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.eye(2)[[0] * len(images)]
+
+    evaluation = Evaluator(First(), ["a", "b"]).evaluate(batches)
+    result = metrics(evaluation)
+    assert (result["n"], result["accuracy"]) == (4, 0.75)
+    assert (result["refused"], result["accuracy_with_refused"]) == (6, 0.3)
+    assert "6 more test pictures could not be prepared; counted as wrong, the accuracy is 30.00%" in analyse_mistakes(
+        evaluation
+    )
 
 
 def test_confusion_by_hand() -> None:
@@ -211,7 +229,7 @@ def section(text: str, title: str) -> list[list[str]]:
 
 def test_analysis_names_the_facts() -> None:
     text = analyse_mistakes(hand_made())
-    assert text.startswith("Accuracy 50.00% ± 20.41%")
+    assert text.startswith("Accuracy 50.00% (95 % interval 18.76% to 81.24%")
     assert "3 of 6 images misclassified" in text
     assert section(text, "most frequent confusions") == [
         ["O", "->", "0", "2", "50.0%"],
@@ -244,7 +262,9 @@ def test_reports_are_all_there(tmp_path: Path) -> None:
     assert result.items() >= metrics(evaluation).items()
     rows = {words[0]: words[1:] for line in report_lines(tmp_path) if (words := line.split())}
     assert rows["O"] == ["0.6667", "0.5000", "0.5714", "4"]
-    assert rows["absent"] == ["0.0000", "0.0000", "0.0000", "0"]
+    assert rows["absent"] == ["-", "-", "-", "0"]
+    macro = next(line.split() for line in report_lines(tmp_path) if line.startswith("macro average"))
+    assert float(macro[3]) == pytest.approx(float(result["macro_accuracy"]), abs=1e-4)  # one figure, in two files
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == [
         "confusion_matrix.png",
@@ -271,7 +291,7 @@ def test_reports_without_a_mistake_and_with_names_in_other_scripts(tmp_path: Pat
     result = write_reports(evaluation, tmp_path, split="мой", checkpoint="x.pth")
     assert result["accuracy"] == 1
     text = (tmp_path / "misclassification_analysis.txt").read_text(encoding="utf-8")
-    assert "Accuracy 100.00% ± 0.00%" in text
+    assert "Accuracy 100.00% (95 % interval 34.24% to 100.00%" in text  # of two images
     assert "no mistakes" in text
     first_words = [line.split()[0] for line in report_lines(tmp_path) if line.split()]
     assert {"字", "ش", "a"} <= set(first_words)

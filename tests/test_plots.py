@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from glyphs.core.errors import GlyphError
+from glyphs.core.intervals import wilson_interval
 from glyphs.data.emnist import CLASS_NAMES
 from glyphs.output import plots
 
@@ -144,7 +145,7 @@ def test_per_class_accuracy_of_very_many_classes_shows_the_worst(
 
 @pytest.mark.parametrize(("rate", "n", "low", "high"), [(50, 10, 23.66, 76.34), (100, 10, 72.25, 100)])
 def test_wilson_interval(rate: float, n: int, low: float, high: float) -> None:
-    assert plots.wilson_interval(rate, n) == pytest.approx((low, high), abs=0.01)  # Newcombe's worked figures
+    assert wilson_interval(rate * n // 100, n) == pytest.approx((low / 100, high / 100), abs=1e-4)  # Newcombe's figures
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -178,7 +179,8 @@ def test_reliability_says_how_far_confidence_is_off(tmp_path: Path, texts: list[
     images = np.array([0, 10, 90])
     calibrated, uncalibrated = (np.stack([images, images * at, images * 0.8]) for at in (0.81, 0.7))
     plots.plot_reliability(calibrated, uncalibrated, tmp_path / "a.png")
-    assert "Calibration error 1.0 points" in texts
+    [title] = [text for text in texts if text.startswith("Off by 1.0 points in the mean of all images")]
+    assert "in the worst bin: a bin weighs as much as it has images" in title
     assert {"with temperature: off by 1.0 points", "without temperature: off by 10.0 points"} <= set(texts)
     size_of(tmp_path / "a.png")
 
@@ -234,6 +236,28 @@ def test_long_names_that_begin_and_end_alike_stay_different(names: list[str]) ->
     assert len(set(labels)) == len(names)
     assert labels[-1] == labels[0]
     assert max(map(len, labels)) <= plots.MAX_LABEL
+
+
+@pytest.mark.parametrize(("classes", "present"), [(500, 1), (500, 100), (500, 500), (90, 60)])
+def test_very_many_classes_most_of_them_without_images(
+    tmp_path: Path, texts: list[str], classes: int, present: int
+) -> None:
+    counts = np.zeros(classes, int)
+    counts[-present:] = 7
+    accuracies = np.where(counts > 0, 6 / 7, np.nan)
+    accuracies[-1] = 1 / 7
+    plots.plot_per_class_accuracy(accuracies, counts, [f"c{i:03}" for i in range(classes)], tmp_path / "a.png")
+    size_of(tmp_path / "a.png")
+    [title] = [text for text in texts if text.startswith("Mean class accuracy")]
+    assert f"worst: c{classes - 1:03}, 14.3 %" in title
+    assert f"the {min(present, plots.MAX_BARS)} worst of {classes} classes" in title
+    assert ("have no images" in title) == (present < classes)
+    assert sum("n = " in text for text in texts) == min(present, plots.MAX_BARS)
+
+
+def test_the_history_says_why_validation_may_be_better(tmp_path: Path, texts: list[str]) -> None:
+    plots.plot_training_history(history(3), tmp_path / "a.png")
+    assert any("validation after the epoch" in text for text in texts)
 
 
 DRAWINGS: list[Callable[[Path | None], object]] = [

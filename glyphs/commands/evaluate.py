@@ -63,8 +63,12 @@ def evaluate(
     if rank() > 0:
         return
     metrics = write_reports(evaluation, Path(config.output_dir), split=config.data_name, checkpoint=str(path))
+    on = f"{metrics['n']:,} images"
+    if evaluation.refused:
+        every = evaluation.refused + len(evaluation.labels)
+        on += f", {metrics['accuracy_with_refused']:.2%} of all {every:,}, the {evaluation.refused:,} refused as wrong,"
     print(
-        f"test accuracy {metrics['accuracy']:.2%} on {metrics['n']:,} images "
+        f"test accuracy {metrics['accuracy']:.2%} on {on} "
         f"(macro {metrics['macro_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}, "
         f"look-alikes merged {metrics['merged_accuracy']:.2%}, loss {metrics['loss']:.3f}, "
         f"calibration error {metrics['ece']:.3f})"

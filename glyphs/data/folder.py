@@ -72,6 +72,7 @@ class FolderData(NamedTuple):
     val: Tensor | None  # int64 [V], where the pictures come with a part for validation
     test: Tensor  # int64 [T]
     class_names: list[str]
+    test_refused: int  # pictures of the test part that could not be prepared
 
 
 def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) -> FolderData:
@@ -116,6 +117,9 @@ def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) ->
     for part, pictures in usable.items():
         parts[part] = torch.tensor([store.places[p.key] for p in pictures], dtype=torch.int64)
         labels[parts[part]] = torch.tensor([p.label for p in pictures], dtype=torch.int64)
+    # Without a test part nobody can say which refused pictures would be in it: its share of them would.
+    refused = {part: len(found) - len(usable[part]) for part, (_, found) in folders.items()}
+    test_refused = refused.get("test", round(TEST_SHARE * refused["train"]))
     if "test" not in parts:
         parts["test"], rest = hold_out(parts["train"], labels, contents, TEST_SHARE, seed, "test")
         log.warning(
@@ -140,7 +144,9 @@ def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) ->
                 "each"
             )
     class_names = [valid_utf8(name) for name in names]
-    return FolderData(store.images(), labels, contents, train, parts.get("val"), parts["test"], class_names)
+    return FolderData(
+        store.images(), labels, contents, train, parts.get("val"), parts["test"], class_names, test_refused
+    )
 
 
 def list_pictures(root: Path, data_dir: Path) -> tuple[list[str], list[Picture]]:

@@ -68,6 +68,7 @@ class TensorLoader:
     augmentation : None for the images as they are (uint8); else they become float in [0, 1].  A function of the user's
         gets one image after the other; what it draws from global generators follows, in training, from the seed.
     device : where the batches go; by default they stay on the images' device.
+    refused : pictures that belong to this part of a data set, and could not be prepared.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class TensorLoader:
         shuffle_seed: int | None = None,
         augmentation: Augmentation | Transform | None = None,
         device: torch.device | str | None = None,
+        refused: int = 0,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -88,6 +90,7 @@ class TensorLoader:
         self.shuffle_seed = shuffle_seed
         self.augmentation = augmentation
         self.device = images.device if device is None else torch.device(device)
+        self.refused = refused
         self.epoch = 0
         self.first_step = 0
         self.part = slice(None)  # of each batch
@@ -313,10 +316,13 @@ class GlyphSet(NamedTuple):
     chosen: Tensor  # int64 [N], which of the images belong to the part
     class_names: list[str]
     contents: Tensor | None = None  # int64 [M], of pictures: equal where their files are the same
+    refused: int = 0  # pictures of the part that could not be prepared
 
 
 def make_test_loader(test: GlyphSet, config: Config, device: torch.device | str) -> TensorLoader:
-    return TensorLoader(test.images, test.labels, config.batch_size, index=test.chosen, device=device)
+    return TensorLoader(
+        test.images, test.labels, config.batch_size, index=test.chosen, device=device, refused=test.refused
+    )
 
 
 def load_set(config: Config, part: Part, device: torch.device | str) -> GlyphSet:
@@ -342,7 +348,7 @@ def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet | None, GlyphSe
     form = form_of(config.to_dict())
     data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, form, config.seed))
 
-    def part(places: Tensor) -> GlyphSet:
-        return GlyphSet(data.images, data.labels, places, data.class_names, data.contents)
+    def part(places: Tensor, refused: int = 0) -> GlyphSet:
+        return GlyphSet(data.images, data.labels, places, data.class_names, data.contents, refused)
 
-    return part(data.train), None if data.val is None else part(data.val), part(data.test)
+    return part(data.train), None if data.val is None else part(data.val), part(data.test, data.test_refused)

@@ -3,6 +3,7 @@
 A model is a checkpoint (.pth) or an .onnx export of this project.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -10,13 +11,15 @@ import math
 import statistics
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from glyphs.core.config import Config
@@ -40,7 +43,7 @@ LAYER_CALLS = 50  # of which a layer's time is the median
 LAYER_WARM_UP = 5
 MAX_ELEMENTS = 100_000_000  # of a tensor in an ONNX graph for one image; ours have a million
 WIDTH = 120  # columns
-BETWEEN = "other (ReLU, additions)"  # what lies between the layers
+BETWEEN = "other (ReLU, additions, ...)"  # what lies between the layers
 NO_LAYER_TIMES = "onnxruntime fuses the layers of an ONNX graph, so they have no times of their own"
 
 
@@ -258,8 +261,10 @@ def find_evaluation(path: Path) -> dict[str, Any] | None:
 def measure_layers(model: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) -> list[Layer]:
     """Run one image of this shape through a model on the CPU, and measure each of its layers.
 
-    Multiply-adds are half of what torch.utils.flop_counter counts.  A layer's time is the median over calls, between
-    hooks before and after it; what lies between the layers (ReLU, additions, and the hooks themselves) is the last row.
+    Multiply-adds are half of what torch.utils.flop_counter counts.  A layer's time is the median over images, between
+    hooks before and after it, all of its calls for one image together.  What lies between the layers (ReLU, additions,
+    functional products such as those of attention, and the hooks themselves) is the last row: whatever the whole model
+    has and no layer.
     """
     names = {
         module: name
@@ -268,48 +273,69 @@ def measure_layers(model: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) 
     }
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     started: dict[nn.Module, float] = {}
-    seconds: dict[nn.Module, list[float]] = {module: [] for module in names}
+    seconds = dict.fromkeys(names, 0.0)  # for one image
 
     def before(module: nn.Module, _: Any) -> None:
         started[module] = time.perf_counter()
 
-    def after(module: nn.Module, _: Any, output: Tensor) -> None:
-        seconds[module].append(time.perf_counter() - started[module])
-        shapes[module] = tuple(output.shape)
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        seconds[module] += time.perf_counter() - started[module]
+        # Some layers, as recurrent ones, give several tensors: the first is what goes on.
+        tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+        shapes[module] = tuple(tensors[0].shape) if tensors else ()
 
     image = torch.zeros(1, *shape)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(), plain_operations(), FlopCounterMode(display=False) as counter:
         model(image)
-    counts = {name.partition(".")[2]: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+    whole = counter.get_total_flops() // 2
+    counts = {name.partition(".")[2]: sum(count.values()) // 2 for name, count in counter.get_flop_counts().items()}
     hooks = [module.register_forward_pre_hook(before) for module in names]
     hooks += [module.register_forward_hook(after) for module in names]
-    rests: list[float] = []
+    times: list[list[float]] = []  # of each image: of the layers, and of what lies between them
     try:
         with torch.inference_mode():
-            for call in range(LAYER_WARM_UP + LAYER_CALLS):
-                if call == LAYER_WARM_UP:
-                    for times in seconds.values():
-                        times.clear()
-                    rests.clear()
+            for _ in range(LAYER_WARM_UP + LAYER_CALLS):
+                seconds.update(dict.fromkeys(names, 0.0))
                 begun = time.perf_counter()
                 output = model(image)
-                whole = time.perf_counter() - begun
-                rests.append(whole - sum(times[-1] for times in seconds.values() if times))
+                of_layers = [seconds[module] for module in shapes]
+                times.append([*of_layers, time.perf_counter() - begun - sum(of_layers)])
     finally:
         for hook in hooks:
             hook.remove()
+    middlings = [statistics.median(column) for column in zip(*times[LAYER_WARM_UP:], strict=True)]
     layers = [
         Layer(
             names[module],
             type(module).__name__,
             shapes[module],
             sum(weights.numel() for weights in module.parameters()),
-            counts.get(names[module], 0) // 2,
-            statistics.median(seconds[module]),
+            counts.get(names[module], 0),
+            middling,
         )
-        for module in shapes
+        for module, middling in zip(shapes, middlings, strict=False)
     ]
-    return [*layers, Layer(BETWEEN, "", tuple(output.shape), 0, 0, statistics.median(rests))]
+    listed = {id(weights) for module in shapes for weights in module.parameters()}
+    parameters = sum(weights.numel() for weights in model.parameters() if id(weights) not in listed)
+    rest = whole - sum(layer.multiply_adds for layer in layers)
+    return [*layers, Layer(BETWEEN, "", tuple(output.shape), parameters, rest, middlings[-1])]
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """While the context lasts, attention and recurrent layers run as the matrix products that they are made of.
+
+    The counter does not know the operations that are several of them in one.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    one_dnn, *_ = torch.backends.mkldnn.set_flags(False)  # not `flags`, which warns where there is no Intel GPU
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(one_dnn)
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def describe_onnx(path: Path) -> Description:

@@ -77,6 +77,12 @@ class ModelComparator:
         evaluations: dict[str, Evaluation] = {}
         if loader is not None:
             evaluations = self._evaluate(loader, list(class_names or ()), notes)
+        for id, evaluation in evaluations.items():
+            if evaluation.refused:
+                notes.append(
+                    f"{evaluation.refused:,} more test pictures could not be prepared for {id}, and it never saw them: with "
+                    f"these counted as wrong its accuracy is {evaluation.accuracy_with_refused:.2%}"
+                )
         log.info("timing the models, in turns")
         models = [
             {
@@ -162,6 +168,7 @@ class ModelComparator:
 def run_side_by_side(networks: Mapping[str, Network], loader: Loader, class_names: list[str]) -> dict[str, Evaluation]:
     """Run networks over the same images, batch by batch.  Raises CheckpointError for outputs that are not finite."""
     logits: dict[str, list[Tensor]] = {id: [] for id in networks}
+    refused = getattr(loader, "refused", 0)
     labels = []
 
     def answers(images: Tensor) -> list[Probabilities]:
@@ -177,7 +184,7 @@ def run_side_by_side(networks: Mapping[str, Network], loader: Loader, class_name
             logits[id].append(known.clamp_min(torch.finfo(torch.float32).tiny).log())
     found = {}
     for id, batches in logits.items():
-        evaluation = Evaluation(class_names, torch.cat(batches), torch.cat(labels), None)
+        evaluation = Evaluation(class_names, torch.cat(batches), torch.cat(labels), None, refused=refused)
         if not evaluation.logits.isfinite().all():
             raise CheckpointError(f"{id}: the model's outputs are not finite numbers: its weights are damaged")
         found[id] = evaluation

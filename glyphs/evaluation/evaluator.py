@@ -65,6 +65,7 @@ class Evaluator:
         Parameters
         ----------
         loader : a sized iterable of batches: images [N, channels, H, W], uint8 or float in 0..1; labels int64 [N].
+            Its attribute `refused`, where it has one, is how many pictures it leaves out.
 
         Raises
         ------
@@ -72,6 +73,7 @@ class Evaluator:
         CheckpointError : the model's outputs are not finite.
         ConfigError : the loader cannot be shared out among the processes there are.
         """
+        refused = getattr(loader, "refused", 0)
         loader = own_share(loader)
         logits: list[Tensor] = []
         labels: list[Tensor] = []
@@ -87,13 +89,15 @@ class Evaluator:
                 mistakes.append(as_bytes(images[wrong.to(images.device)]).cpu())
         # Joined outside of inference mode, so that what is returned are ordinary tensors.
         if isinstance(loader, Divisible) and world_size() > 1:
-            return self._merge(loader.places, torch.cat(logits), torch.cat(labels), torch.cat(mistakes))
+            merged = self._merge(loader.places, torch.cat(logits), torch.cat(labels), torch.cat(mistakes))
+            return dataclasses.replace(merged, refused=refused)
         return Evaluation(
             self.class_names,
             self._checked_logits(logits),
             self._checked_labels(labels),
             torch.cat(mistakes) if len({batch.shape[1:] for batch in mistakes}) == 1 else None,
             float(getattr(self.model, "temperature", 1.0)),
+            refused,
         )
 
     def _classify(self, images: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphs.core.intervals import wilson_interval
+
 TOP_K = 5
 CALIBRATION_BINS = 15  # as in arXiv 1706.04599
 LOOK_ALIKES = ("0Oo", "1Il", "5Ss", "2Zz", "9gq")  # characters that often nobody can tell apart out of context
@@ -26,6 +28,8 @@ class Evaluation:
     labels : int64 [N], the true classes.
     mistake_images : uint8 [M, 1, H, W], the images of `mistakes`; None where images differ in size.
     temperature : what the model had divided its logits by.
+    refused : pictures of the test set besides these that were never shown to the model, since their preparation found
+        no single character in them, or could not read them.
     """
 
     class_names: list[str]
@@ -33,6 +37,7 @@ class Evaluation:
     labels: Tensor
     mistake_images: Tensor | None
     temperature: float = 1.0
+    refused: int = 0
 
     @functools.cached_property
     def probabilities(self) -> Tensor:
@@ -82,6 +87,16 @@ class Evaluation:
         return 1 - len(self.mistakes) / len(self.labels)
 
     @property
+    def accuracy_with_refused(self) -> float:
+        """The same of all pictures, those that were refused counted as wrong."""
+        return (len(self.labels) - len(self.mistakes)) / (len(self.labels) + self.refused)
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval (Wilson 1927)."""
+        return wilson_interval(len(self.labels) - len(self.mistakes), len(self.labels))
+
+    @property
     def accuracy_standard_error(self) -> float:
         """The binomial one: how far chance alone moves the accuracy between test sets like this."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.labels))
@@ -108,6 +123,8 @@ def metrics(evaluation: Evaluation) -> dict[str, int | float]:
     -------
     n : images.
     accuracy, accuracy_standard_error : over all images.
+    accuracy_low, accuracy_high : the ends of its 95 % interval (Wilson's).
+    refused, accuracy_with_refused : pictures that were not shown to the model; the accuracy with them counted as wrong.
     macro_accuracy : the mean of the classes' accuracies, over the classes that have images.
     top5_accuracy : how often the true class is among the five likeliest; 1 where there are no more than five.
     loss : mean cross-entropy in nats, without label smoothing.
@@ -128,6 +145,10 @@ def metrics(evaluation: Evaluation) -> dict[str, int | float]:
         "n": len(labels),
         "accuracy": evaluation.accuracy,
         "accuracy_standard_error": evaluation.accuracy_standard_error,
+        "accuracy_low": evaluation.accuracy_interval[0],
+        "accuracy_high": evaluation.accuracy_interval[1],
+        "refused": evaluation.refused,
+        "accuracy_with_refused": evaluation.accuracy_with_refused,
         "macro_accuracy": evaluation.class_accuracies.nanmean().item(),
         "top5_accuracy": (top == labels[:, None]).any(dim=1).double().mean().item(),
         "loss": F.cross_entropy(evaluation.logits.double(), labels).item(),

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from sklearn.metrics import classification_report
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
 from glyphs.core.files import replace_file
@@ -72,16 +73,26 @@ def by_confidence(evaluation: Evaluation) -> Tensor:
 
 
 def report_classes(evaluation: Evaluation) -> str:
-    """scikit-learn's precision, recall and F1 of every class, those without images included."""
-    report = classification_report(
-        evaluation.labels.numpy(),
-        evaluation.predictions.numpy(),
-        labels=range(len(evaluation.class_names)),
-        target_names=[one_line(name) for name in evaluation.class_names],
-        digits=4,
-        zero_division=0,
-    )
-    return str(report)
+    """scikit-learn's precision, recall and F1 of every class, and their means over the classes that have images."""
+    labels, predictions = evaluation.labels.numpy(), evaluation.predictions.numpy()
+    classes = range(len(evaluation.class_names))
+    measured = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
+    scores, counts = np.stack(measured[:3], axis=1), measured[3]
+    present = counts > 0
+    rows = [
+        [one_line(name), *(f"{score:.4f}" if some else "-" for score in own), f"{count:,}"]
+        for name, own, some, count in zip(evaluation.class_names, scores, present, counts.tolist(), strict=True)
+    ]
+    means = {
+        "macro average": scores[present].mean(axis=0),
+        "weighted average": np.average(scores, axis=0, weights=counts),
+    }
+    rows += [["accuracy", "", "", f"{evaluation.accuracy:.4f}", f"{len(labels):,}"]]
+    rows += [[name, *(f"{mean:.4f}" for mean in own), f"{len(labels):,}"] for name, own in means.items()]
+    lines = table("<>>>>", ["class", "precision", "recall", "F1", "images"], rows)
+    if not present.all():
+        lines += ["", f"The averages are over the {present.sum():,} classes that have test images, of {len(counts):,}."]
+    return "\n".join(lines)
 
 
 def analyse_mistakes(evaluation: Evaluation) -> str:
@@ -90,11 +101,16 @@ def analyse_mistakes(evaluation: Evaluation) -> str:
     counts = evaluation.class_counts
     wrong = evaluation.confusion - evaluation.confusion.diag().diag()
     n, mistakes = len(evaluation.labels), len(evaluation.mistakes)
-    error = evaluation.accuracy_standard_error
+    low, high = evaluation.accuracy_interval
     lines = [
-        f"Accuracy {evaluation.accuracy:.2%} ± {error:.2%} (one binomial standard error)",
+        f"Accuracy {evaluation.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, Wilson's)",
         f"{mistakes:,} of {n:,} images misclassified",
     ]
+    if evaluation.refused:
+        lines += [
+            f"{evaluation.refused:,} more test pictures could not be prepared; counted as wrong, the accuracy is "
+            f"{evaluation.accuracy_with_refused:.2%}"
+        ]
     if mistakes == 0:
         return "\n".join([*lines, "", "There are no mistakes to analyse."])
 

@@ -31,9 +31,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from scipy.stats import binomtest
 
 from glyphs.core.files import replace_file
+from glyphs.core.intervals import wilson_interval
 
 BLUE, VERMILION, GREEN, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00"
 GREY, DARK = "#8C8C8C", "#222222"
@@ -57,6 +57,10 @@ STYLE = {
 }
 # In the monospaced one 0 O o, 1 I l and the two cases of a letter look different; the other has more scripts.
 LABEL_FONTS = ("DejaVu Sans Mono", "DejaVu Sans")
+TRAINING_IS_HARDER = (
+    "Training is measured on distorted images, with dropout, while the model still learns; validation after the epoch, "
+    "on images as they are, without dropout: it may be the better of the two."
+)
 FEWEST_IN_BIN = 10  # images, below which the share of right answers is only noise
 MAX_LABEL = 16  # characters of a class name that are shown
 LEFT_TO_RIGHT = "\u200e"  # an invisible mark
@@ -133,6 +137,7 @@ def plot_training_history(rows: Sequence[Mapping[str, float]], path: Path | None
             f"of {max(epochs):.0f}",
             fontsize=13,
         )
+        figure.supxlabel(TRAINING_IS_HARDER, fontsize=8, color=GREY)
     return figure
 
 
@@ -234,8 +239,10 @@ def plot_per_class_accuracy(
     labels, fonts = printable_labels(class_names)
     present = counts > 0
     mean = 100 * float(accuracies[present].mean())
-    # From the bottom up: classes without images, then the worst to the best.
-    order = np.argsort(np.where(present, accuracies, -1.0), kind="stable")[:MAX_BARS].tolist()
+    # From the bottom up: classes without images, where there is room for them, then the worst to the best.
+    worst_first = [place for place in np.argsort(accuracies, kind="stable").tolist() if present[place]][:MAX_BARS]
+    absent = np.flatnonzero(~present).tolist()
+    order = [*absent[: MAX_BARS - len(worst_first)], *worst_first]
     row = min(0.26, (MAX_SIDE - 1.7) / len(order))  # inches
     digits = len(f"{counts.max():,}")
     with _picture(path, 9, row * len(order) + 1.7) as figure:
@@ -245,7 +252,9 @@ def plot_per_class_accuracy(
             if present[i]:
                 value = 100 * float(accuracies[i])
                 axes.barh(place, value, height=0.76, color=SKY if value >= mean else ORANGE)
-                axes.hlines(place, *wilson_interval(value, int(counts[i])), color=DARK, linewidth=0.9)
+                right = round(float(accuracies[i]) * int(counts[i]))
+                ends = [100 * end for end in wilson_interval(right, int(counts[i]))]
+                axes.hlines(place, *ends, color=DARK, linewidth=0.9)
                 note = f"{value:5.1f} %  n = {counts[i]:{digits},}"
             axes.text(101, place, note, va="center", fontsize=min(9, row * 46), fontfamily=LABEL_FONTS[0])
         axes.axvline(mean, color=DARK, linestyle="--", linewidth=1)
@@ -256,18 +265,13 @@ def plot_per_class_accuracy(
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
-        worst = next(i for i in order if present[i])
+        worst = worst_first[0]
         title = f"Mean class accuracy {mean:.1f} %; worst: {_within(labels[worst])}, {100 * accuracies[worst]:.1f} %"
-        if len(labels) > MAX_BARS:
-            title += f"\nthe {MAX_BARS} worst of {len(labels):,} classes"
+        if len(labels) > len(order):
+            title += f"\nthe {len(worst_first)} worst of {len(labels):,} classes"
+            title += f"; {len(absent):,} have no images" if absent else ""
         figure.suptitle(title, fontsize=12, fontfamily=fonts)
     return figure
-
-
-def wilson_interval(percent: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a rate in percent over n images (Wilson 1927), which holds near 100 % too."""
-    interval = binomtest(round(percent / 100 * n), n).proportion_ci(method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def plot_lr_finder(
@@ -338,7 +342,14 @@ def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Pat
         edges = np.linspace(0, 100, len(calibrated[0]) + 1)
         bottom.bar(edges[:-1], calibrated[0], width=np.diff(edges), align="edge", color=BLUE, edgecolor="white")
         bottom.set_yscale("log")
-        top.set(title=f"Calibration error {errors[1]:.1f} points", ylabel="answers that are right (%)", ylim=(0, 101))
+        images, confidence, correct = calibrated
+        drawn = images >= min(FEWEST_IN_BIN, images.max())
+        furthest = float((100 * np.abs(confidence - correct)[drawn] / images[drawn]).max())
+        title = (
+            f"Off by {errors[1]:.1f} points in the mean of all images (calibration error),\n"
+            f"by {furthest:.1f} in the worst bin: a bin weighs as much as it has images, below"
+        )
+        top.set(title=title, ylabel="answers that are right (%)", ylim=(0, 101))
         bottom.set(xlabel="confidence (%)", ylabel="images", xlim=(0, 101))
         top.grid()
         bottom.grid(axis="y")
