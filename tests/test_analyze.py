@@ -178,6 +178,24 @@ def test_a_matrix_product_is_counted(tmp_path: Path) -> None:
     assert (layer.type, layer.parameters, layer.multiply_adds) == ("MatMul", 784 * 47, 784 * 47)
 
 
+def test_a_product_without_weights_is_counted_too(tmp_path: Path) -> None:
+    """As in attention, which is taken to be made of them: x x' x."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            node("Transpose", ["images"], ["turned"], perm=[0, 1, 3, 2]),
+            node("MatMul", ["images", "turned"], ["alike"]),
+            node("MatMul", ["alike", "images"], ["mixed"]),
+        ],
+        "products",
+        [value("images", onnx.TensorProto.FLOAT, [1, 1, 28, 28])],
+        [value("mixed", onnx.TensorProto.FLOAT, [1, 1, 28, 28])],
+    )
+    model = onnx.helper.make_model(graph)
+    [layer] = analyze.graph_layers(model, analyze.infer_shapes(model))
+    assert (layer.name, layer.multiply_adds) == (analyze.BETWEEN, 2 * 28**3)
+
+
 def test_the_evaluation_beside_a_checkpoint_is_shown_only_where_it_is_its_own(tmp_path: Path) -> None:
     path = save(tmp_path / "m.pth", NAMES)
     found = {"checkpoint": str(path), "split": "balanced", "n": 100, "accuracy": 0.9}

@@ -28,7 +28,7 @@ from glyphs.data.folder import (
     load_folders,
     prepare,
 )
-from glyphs.data.loaders import get_data_loaders
+from glyphs.data.loaders import get_data_loaders, get_test_loader
 from glyphs.models.checkpoint import load_checkpoint
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.plain import EMNIST_FORM, InputForm
@@ -93,6 +93,19 @@ def test_without_a_test_folder_pictures_are_held_out_and_said_so(
     parts = [set(loader.index.tolist()) for loader in (data.train, data.val, data.test)]
     assert set.union(*parts) == set(range(30))
     assert sum(map(len, parts)) == 30
+
+
+@pytest.mark.parametrize(("parts", "refused"), [(("train", "test"), 4), (("",), 2)])
+def test_refused_test_pictures_stay_in_the_count(tmp_path: Path, parts: tuple[str, ...], refused: int) -> None:
+    """Of those in one folder, the share that is held out for the test: a fifth of 8."""
+    for part in parts:
+        make_folders(tmp_path / "data" / part, 6)
+        for number in range(8 // len(parts)):
+            path = tmp_path / "data" / part / "A" / f"blank{number}.png"
+            Image.new("L", (40, 40), 255).save(path)
+    loaders = get_data_loaders(make_config(tmp_path, val_split=0.2))
+    assert loaders.test.refused == refused
+    assert get_test_loader(make_config(tmp_path))[0].refused == refused
 
 
 def test_train_and_test_folders_are_used_where_they_are(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def get_data_loaders(
         training, own_val, test = load_folder_sets(config)
     else:
         training, test = load_set(config, "train", device), load_set(config, "test", device)
-    images, labels, chosen, class_names, contents = training
+    images, labels, chosen, class_names, contents, _ = training
     if config.max_train_images is not None:
         chosen, _ = stratified_split(labels, chosen, config.max_train_images, config.seed)
     if own_val is not None:

@@ -407,16 +407,20 @@ def infer_shapes(proto: Any) -> dict[str, tuple[int, ...]]:
 
 
 def graph_layers(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
-    """The convolutions and matrix products of an ONNX graph that have weights, quantised or not."""
+    """The convolutions and matrix products of an ONNX graph that have weights, quantised or not; last, the others."""
     # The weights of a quantised layer come through a DequantizeLinear.
     stored = {tensor.name: tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in stored:
             stored[node.output[0]] = node.input[0]
     layers = []
+    rest = 0
     for node in proto.graph.node:
         weights = [shapes[stored[name]] for name in node.input[1:] if name in stored]
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or not weights:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        if not weights:  # as the products of attention
+            rest += math.prod(shapes.get(node.output[0], ())) * shapes.get(node.input[0], (1,))[-1]
             continue
         output = shapes.get(node.output[0], ())
         kernel = weights[0]
@@ -425,7 +429,7 @@ def graph_layers(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[Laye
         name = node.input[1].removeprefix("model.").removesuffix("_DequantizeLinear_Output").removesuffix(".weight")
         parameters = sum(map(math.prod, weights))
         layers.append(Layer(name, node.op_type, output, parameters, math.prod(output) * each, None))
-    return layers
+    return [*layers, Layer(BETWEEN, "", (), 0, rest, None)] if rest else layers
 
 
 def format_analysis(report: Mapping[str, Any]) -> str:
