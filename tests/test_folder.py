@@ -103,9 +103,9 @@ def test_refused_test_pictures_stay_in_the_count(tmp_path: Path, parts: tuple[st
         for number in range(8 // len(parts)):
             path = tmp_path / "data" / part / "A" / f"blank{number}.png"
             Image.new("L", (40, 40), 255).save(path)
-    loaders = get_data_loaders(make_config(tmp_path, val_split=0.2))
-    assert loaders.test.refused == refused
-    assert get_test_loader(make_config(tmp_path))[0].refused == refused
+    config = make_config(tmp_path, val_split=0.2, preprocess="glyph")
+    assert get_data_loaders(config).test.refused == refused
+    assert get_test_loader(config)[0].refused == refused
 
 
 def test_train_and_test_folders_are_used_where_they_are(tmp_path: Path) -> None:

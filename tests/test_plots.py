@@ -144,7 +144,7 @@ def test_per_class_accuracy_of_very_many_classes_shows_the_worst(
 
 
 @pytest.mark.parametrize(("rate", "n", "low", "high"), [(50, 10, 23.66, 76.34), (100, 10, 72.25, 100)])
-def test_wilson_interval(rate: float, n: int, low: float, high: float) -> None:
+def test_wilson_interval(rate: int, n: int, low: float, high: float) -> None:
     assert wilson_interval(rate * n // 100, n) == pytest.approx((low / 100, high / 100), abs=1e-4)  # Newcombe's figures
 
 

@@ -329,12 +329,12 @@ def plain_operations() -> Iterator[None]:
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    one_dnn, *_ = torch.backends.mkldnn.set_flags(False)  # not `flags`, which warns where there is no Intel GPU
+    one_dnn, *_ = torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # `flags` warns
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mkldnn.set_flags(one_dnn)
+        torch.backends.mkldnn.set_flags(one_dnn)  # type: ignore[no-untyped-call]
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

@@ -80,8 +80,8 @@ class ModelComparator:
         for id, evaluation in evaluations.items():
             if evaluation.refused:
                 notes.append(
-                    f"{evaluation.refused:,} more test pictures could not be prepared for {id}, and it never saw them: with "
-                    f"these counted as wrong its accuracy is {evaluation.accuracy_with_refused:.2%}"
+                    f"{evaluation.refused:,} more test pictures could not be prepared for {id}, which never saw them: "
+                    f"with these counted as wrong its accuracy is {evaluation.accuracy_with_refused:.2%}"
                 )
         log.info("timing the models, in turns")
         models = [

@@ -253,8 +253,8 @@ def plot_per_class_accuracy(
                 value = 100 * float(accuracies[i])
                 axes.barh(place, value, height=0.76, color=SKY if value >= mean else ORANGE)
                 right = round(float(accuracies[i]) * int(counts[i]))
-                ends = [100 * end for end in wilson_interval(right, int(counts[i]))]
-                axes.hlines(place, *ends, color=DARK, linewidth=0.9)
+                low, high = wilson_interval(right, int(counts[i]))
+                axes.hlines(place, 100 * low, 100 * high, color=DARK, linewidth=0.9)
                 note = f"{value:5.1f} %  n = {counts[i]:{digits},}"
             axes.text(101, place, note, va="center", fontsize=min(9, row * 46), fontfamily=LABEL_FONTS[0])
         axes.axvline(mean, color=DARK, linestyle="--", linewidth=1)
