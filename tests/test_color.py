@@ -15,8 +15,8 @@ import model_utils
 from enhanced_glyph_recognition import main
 from glyphs.core.config import Config
 from glyphs.core.errors import CheckpointError, ConfigError
-from glyphs.data.augment import LEAST_CONTRAST_OF_PAPER, augment, vary_paper
-from glyphs.data.loaders import TensorLoader, get_data_loaders, settled
+from glyphs.data.augment import LEAST_CONTRAST_OF_PAPER, augment, color_transform, vary_paper
+from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, make_augmentation, settled
 from glyphs.models.checkpoint import load_checkpoint, load_model, save_checkpoint, write_checkpoint
 from glyphs.models.network import EMNIST_MEAN, EnhancedGlyphCNN
 from glyphs.models.runtime import load_onnx
@@ -128,6 +128,63 @@ def test_what_comes_in_from_outside_a_plain_picture_is_what_its_border_shows() -
     generator = torch.Generator().manual_seed(0)
     whole = augment(white, generator, **amounts, edge="border")
     assert whole.min() > 0.99
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_change_patches_are_painted_over_and_nothing_is_mirrored_unasked(channels: int) -> None:
+    image = torch.full((channels, 32, 32), 0.5)
+    image[:, 8:24, 4:10] = 0.2  # on the left
+    torch.manual_seed(0)
+    plain, erased = (color_transform(0.4, share, mirror=False) for share in (0.0, 0.99))
+    changed = torch.stack([plain(image) for _ in range(50)])
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    means = changed.mean((1, 2, 3))
+    assert 0.25 < means.min() < 0.4
+    assert 0.55 < means.max() < 0.7
+    assert (changed[..., :16].mean((1, 2, 3)) < changed[..., 16:].mean((1, 2, 3))).all()
+    noisy = [((erased(image) - image).abs().amax(0) > 1e-3).float().mean() for _ in range(20)]
+    assert max(noisy) == 1  # jitter is on, too
+    painted = torch.stack([color_transform(0, 0.99, mirror=False)(image) for _ in range(50)])
+    shares = ((painted - image).abs().amax(1) > 1e-3).float().mean((1, 2))
+    assert shares[shares > 0].min() > 0.015
+    assert shares.max() < 0.075
+    turned = torch.stack([color_transform(0, 0, mirror=True)(image) for _ in range(50)])
+    assert 10 < sum(torch.equal(each, image.flip(-1)) for each in turned) < 40
+
+
+def test_what_an_image_goes_through_follows_from_seed_epoch_step_and_place() -> None:
+    images = torch.randint(256, (12, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    distorted = Augmentation(10, 5, 0.05, "border", color_transform(0.4, 0.5, mirror=True))
+    loader = TensorLoader(images, torch.arange(12), 5, shuffle_seed=3, augmentation=distorted)
+    whole = [batch for batch, _ in loader]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    again = [batch for batch, _ in loader]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
+    for number in range(2):
+        for part, batch in zip(loader.share(number, 2), whole, strict=True):
+            assert torch.equal(part[0], batch[number::2])
+    loader.seek(1, 0)
+    assert not torch.equal(next(iter(loader))[0], whole[0])
+
+
+def test_characters_keep_their_colours() -> None:
+    assert make_augmentation(Config(), EMNIST_FORM) == Augmentation(15, 10, 0.08)
+    assert make_augmentation(Config(), FORM).then is not None
+
+
+def test_the_first_batch_is_drawn_and_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_discs(tmp_path / "data")
+    command = ["--dataset", "folder", "--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    main([*command, "--show-batch"])
+    assert "batch.png; not mirrored, as symbols may mean something else then (--mirror)" in capsys.readouterr().err
+    with Image.open(tmp_path / "out" / "batch.png") as drawing:
+        assert min(drawing.size) > 300
+    assert not list((tmp_path / "out").glob("*.pth"))
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--show-batch", "--lr-finder"])
 
 
 # ---- What is chosen ----

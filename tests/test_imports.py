@@ -46,6 +46,7 @@ LATER = {
     "glyphs.evaluation.calibration": "SciPy, which training does without until it is done",
     "glyphs.data.folder": "SciPy, which EMNIST does without",
     "glyphs.data.survey": "likewise",
+    "torchvision.transforms": "likewise, and only pictures in colour",
     "torchvision.datasets": "a second, which only a download need wait for",
     "tqdm": "a tenth of a second, which one answer need not wait for",
     "tqdm.auto": "likewise",

@@ -29,15 +29,17 @@ from glyphs.core.process import PLOTTING_PACKAGES, require_packages, say
 from glyphs.core.randomness import address, seed_everything
 from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader, settled
 from glyphs.data.overlap import overlap
+from glyphs.evaluation.evaluator import as_bytes
 from glyphs.models.architecture import make_model, require_arch
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
 from glyphs.models.network import EnhancedGlyphCNN
-from glyphs.pictures.plain import form_of
+from glyphs.pictures.plain import form_of, to_pictures
 from glyphs.training.callbacks import require_tensorboard
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer, make_optimizer
 
+BATCH, SHOWN_IMAGES = "batch.png", 64  # where the first batch is drawn, and how much of it
 FAR = 10  # times: a learning rate that much above or below the one set is worth a word
 EVALUATION_PACKAGES = ("sklearn", *PLOTTING_PACKAGES)
 
@@ -81,6 +83,9 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
     else:
         refuse_place(config)
     with claimed(output_dir):
+        if arguments.show_batch:
+            show_batch(config)
+            return
         checkpoint = None
         if arguments.resume is not None:
             checkpoint = load_checkpoint(resume_from)
@@ -111,6 +116,22 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
             evaluate(
                 model, known, path, data.test, data.class_names, config, device, average_views=arguments.average_views
             )
+
+
+def show_batch(config: Config) -> None:
+    """Draw the first images to train on, as the training will see them."""
+    from glyphs.output.plots import plot_batch  # matplotlib: not before training
+
+    config = settled(config)
+    data = get_data_loaders(config)
+    images, labels = next(iter(data.train))
+    path = Path(config.output_dir) / BATCH
+    pixels = to_pictures(as_bytes(images[:SHOWN_IMAGES]).numpy())
+    names = [data.class_names[label] for label in labels[:SHOWN_IMAGES]]
+    mirrored = "mirrored too" if config.mirror else "not mirrored, as symbols may mean something else then (--mirror)"
+    form = form_of(config.to_dict())
+    plot_batch(pixels, names, f"Images of {form.words}, as training sees them", path)
+    say(f"drawn: {path}; {mirrored if form.mode == 'plain' else 'characters are turned, slanted, resized and shifted'}")
 
 
 @contextlib.contextmanager

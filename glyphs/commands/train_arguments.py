@@ -43,6 +43,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         help="JSON file of settings, such as a config.json; flags override it",
     )
+    batch = "only draw the first images to train on, distorted as in training, into OUTPUT_DIR/batch.png"
+    what.add_argument("--show-batch", action="store_true", help=batch)
     add_settings(parser, setting_groups())
     return parser
 
@@ -55,6 +57,8 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[argparse.Nam
     arguments = parser.parse_args(argv)
     if arguments.lr_finder and (arguments.resume is not None or arguments.evaluate):
         parser.error("--lr-finder belongs to a new run, not to --resume or --evaluate")
+    if arguments.show_batch and (arguments.resume is not None or arguments.evaluate or arguments.lr_finder):
+        parser.error("--show-batch only draws: leave --resume, --evaluate and --lr-finder out")
     if arguments.lr_finder and launched():
         parser.error("--lr-finder runs in one process: find the rate without torchrun, then give it to --learning-rate")
     if arguments.accept_lr and not arguments.lr_finder:

@@ -120,6 +120,21 @@ class Config:
         "augmentation", 0.08, "augmentation: shift by up to this fraction of the side", check=FRACTION
     )
 
+    color_jitter: float = setting(
+        "augmentation",
+        0.4,
+        "plain pictures: change brightness, contrast and saturation by up to this share, hue by a twentieth of it",
+        check=FRACTION,
+    )
+    erasing: float = setting(
+        "augmentation", 0.25, "plain pictures: share of them in which a small patch is painted over", check=FRACTION
+    )
+    mirror: bool = setting(
+        "augmentation",
+        False,
+        "plain pictures: mirror half of them; symbols may mean something else then",
+    )
+
     dataset: str = setting(
         "data",
         "emnist",

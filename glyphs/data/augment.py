@@ -1,6 +1,7 @@
 """Random distortion: affine of a whole batch at once, on the device; of colours and paper for plain pictures."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from glyphs.core.arrays import Bytes
 from glyphs.models.network import as_floats
 from glyphs.pictures.plain import brightness, on_paper
 
+Transform = Callable[[Tensor], Tensor]  # of an image, float [channels, H, W] in [0, 1]
 LEAST_CONTRAST_OF_PAPER = 64  # of brightness, between a picture's mean and a paper drawn for it
 OWN_PAPER = 0.5  # share of pictures that keep the paper that prediction lays them on
+HUE = 0.05  # of the other changes of colour: classes may differ by it
+ERASED = (0.02, 0.06)  # share of the area: parts of a symbol, but not one of three
 SCALE_RANGE = 0.1  # each image is enlarged or shrunk by up to a tenth, each axis for itself
 
 
@@ -60,6 +64,33 @@ def augment(
     row_y = torch.stack([sin * scale_x / aspect, (sin * slant + cos) * scale_y, shift_y], dim=1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
     return F.grid_sample(as_floats(images), grid, mode="bilinear", padding_mode=edge, align_corners=False)
+
+
+def color_transform(jitter: float, erasing: float, *, mirror: bool) -> Transform:
+    """A function of one image, float [channels, H, W] in [0, 1], that changes its colours and more; torchvision's.
+
+    It draws from torch's global generator.
+
+    Parameters
+    ----------
+    jitter : brightness, contrast and saturation change by up to this share, hue by a twentieth of it.
+    erasing : share of images in which a patch of 2 to 6 % of the area is painted over by a random colour.
+    mirror : whether half of the images are mirrored, left to right.
+    """
+    from torchvision.transforms import v2  # a second or two, which EMNIST need not wait for
+
+    steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if mirror else []
+    if jitter:
+        steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter * HUE))
+    if erasing:
+        steps.append(v2.RandomErasing(erasing, scale=ERASED, value="random"))
+    composed = v2.Compose([*steps, v2.Lambda(lambda image: image.clamp(0, 1))])  # noise to paint with may lie beyond
+
+    def transform(image: Tensor) -> Tensor:
+        changed: Tensor = composed(image)
+        return changed
+
+    return transform
 
 
 def vary_paper(layers: Bytes, rng: np.random.Generator, batch: int, part: slice) -> Bytes:

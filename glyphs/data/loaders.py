@@ -11,7 +11,7 @@ A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white 
 import copy
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from glyphs.core.devices import move
 from glyphs.core.distributed import in_turn, rank
 from glyphs.core.errors import ConfigError
 from glyphs.core.randomness import address
-from glyphs.data.augment import augment, vary_paper
+from glyphs.data.augment import Transform, augment, color_transform, vary_paper
 from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.division import hold_out, stratified_split
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
@@ -40,17 +40,19 @@ CHECKSUM_ROWS = 65536  # images read at a time, since there may be more than mem
 
 log = logging.getLogger(__name__)
 
-Transform = Callable[[Tensor], Tensor]  # of an image, float [1, H, W] in [0, 1]
-
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training images are distorted; see `glyphs.data.augment.augment`, and for `color`, `color_transform`."""
+    """How far training images are distorted; see `glyphs.data.augment.augment`.
+
+    then : what each image goes through after that, such as `glyphs.data.augment.color_transform`.
+    """
 
     rotation: float
     shear: float
     translate: float
     edge: str = "zeros"
+    then: Transform | None = None
 
 
 class TensorLoader:
@@ -161,7 +163,19 @@ class TensorLoader:
                     translate=self.augmentation.translate,
                     edge=self.augmentation.edge,
                 )
+                if self.augmentation.then is not None:
+                    images = self._transform(images, self.augmentation.then, step)
             yield images, labels
+
+    def _transform(self, images: Tensor, transform: Transform, step: int) -> Tensor:
+        """The images of a step, each through the transform with a seed of its own, whichever process has it."""
+        places = range(self.batch_size)[self.part]
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for place, image in zip(places, images, strict=False):
+                torch.manual_seed(address(self.shuffle_seed or 0, "transform", self.epoch, step, place))
+                changed.append(transform(image))
+        return torch.stack(changed)
 
     def _lay_on_paper(self, images: Tensor, step: int, batch: int) -> Tensor:
         """The pictures of a step without the cover of their paper, uint8 [N, channels, H, W]."""
@@ -257,9 +271,7 @@ def get_data_loaders(
                 f"note: {in_val:,} of {len(held_out):,} validation images and {in_test:,} of {len(test.chosen):,} test "
                 "images are copies, pixel by pixel, of images to train on: what is measured on these flatters a model"
             )
-    augmentation = augmentation or Augmentation(
-        config.rotation_degree, config.affine_degree, config.translate, "border" if form.mode == "plain" else "zeros"
-    )
+    augmentation = augmentation or make_augmentation(config, form)
     train = TensorLoader(
         images,
         labels,
@@ -272,6 +284,14 @@ def get_data_loaders(
     train.form = form
     val = TensorLoader(images, labels, config.batch_size, index=held_out, device=device)
     return DataLoaders(train, val, make_test_loader(test, config, device), class_names)
+
+
+def make_augmentation(config: Config, form: InputForm) -> Augmentation:
+    """How far the settings distort training images of this form: characters in shape only, pictures in colour too."""
+    amounts = config.rotation_degree, config.affine_degree, config.translate
+    if form.mode != "plain":
+        return Augmentation(*amounts)
+    return Augmentation(*amounts, "border", color_transform(config.color_jitter, config.erasing, mirror=config.mirror))
 
 
 def settled(config: Config | Mapping[str, Any]) -> Config:

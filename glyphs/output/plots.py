@@ -357,6 +357,25 @@ def plot_reliability(calibrated: FloatArray, uncalibrated: FloatArray, path: Pat
     return figure
 
 
+def plot_batch(images: npt.NDArray[np.uint8], names: Sequence[str], title: str, path: Path | None = None) -> Figure:
+    """A contact sheet of images, each under its class.
+
+    images : uint8 [K, H, W], or [K, H, W, 3] in colour; K above 0.
+    """
+    labels, fonts = printable_labels(names)
+    columns = min(SHEET_COLUMNS, len(images))
+    sheet_rows = math.ceil(len(images) / columns)
+    with _picture(path, max(1.3 * columns, 6.5), 1.4 * sheet_rows + 0.6) as figure:
+        cells = figure.subplots(sheet_rows, columns, squeeze=False).ravel()
+        for axes in cells:
+            axes.axis("off")
+        for axes, image, label in zip(cells, images, labels, strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_title(_within(label), fontsize=9, fontfamily=fonts)
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
 def plot_misclassified(
     images: npt.NDArray[np.uint8],
     true_names: Sequence[str],
