@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import EMNIST
 
-from benchmarks import page, peers, pictures, prediction, reading
+from benchmarks import page, peers, pictures, prediction, reading, small_data
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.data.demo import render_demo
 from glyphs.evaluation.analyzer import ModelAnalyzer
 from tests.conftest import run_python
-from tests.small import draw_glyph, save_small_checkpoint, save_small_onnx
+from tests.small import CLASSES, draw_glyph, make_images, save_small_checkpoint, save_small_onnx
 
 pytestmark = pytest.mark.slow
 
@@ -303,3 +303,11 @@ def test_what_is_not_read_is_drawn_with_its_cause(tmp_path: Path, capsys: pytest
         sheet = np.asarray(Image.open(tmp_path / f"sheets/{name}.png").convert("L"))
         assert sheet.shape[1] > 900
         assert np.ptp(sheet) == 255
+
+
+def test_other_methods_learn_small_sets_too() -> None:
+    pytest.importorskip("skimage")
+    parts = torch.arange(50), torch.arange(50, 60)
+    cell = small_data.Cell(*make_images(60, 1), *parts, *make_images(30, 2), len(CLASSES))
+    for method in (small_data.gradients_and_svm, small_data.plain_cnn(seconds=3)):
+        assert small_data.accuracy(method(cell, 0, ""), cell) > 60

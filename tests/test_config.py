@@ -58,6 +58,7 @@ OTHERS: dict[str, tuple[Any, list[str]]] = {
     "arch": ("network:make", ["--arch", "network:make"]),
     "finetune": ("best.pth", ["--finetune", "best.pth"]),
     "warmup_epochs": (0.5, ["--warmup-epochs", "0.5"]),
+    "passes_per_epoch": (3, ["--passes-per-epoch", "3"]),
     "seed": (0, ["--seed", "0"]),
     "deterministic": (True, ["--deterministic"]),
     "device": ("cpu", ["--device", "cpu"]),

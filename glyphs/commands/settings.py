@@ -58,6 +58,15 @@ def flag_of(name: str) -> str:
     return "--" + (field.metadata["flag"] or name).replace("_", "-")
 
 
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """The settings as they would stand on a command line: `--batch-size 32 --no-use-residual`."""
+    flags = []
+    for name, value in settings.items():
+        flag = flag_of(name)
+        flags.append((flag if value else f"--no-{flag[2:]}") if isinstance(value, bool) else f"{flag} {value}")
+    return " ".join(flags)
+
+
 @contextlib.contextmanager
 def naming_flags(names: Iterable[str]) -> Iterator[None]:
     """Where a setting of these names, which came from the command line, cannot be, call it as it was called there."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from glyphs.commands.runs import drop_replaced, refuse_place, refuse_run, set_aside
-from glyphs.commands.settings import naming_flags
+from glyphs.commands.settings import as_flags, naming_flags
 from glyphs.commands.terminal import show_log
 from glyphs.core.config import Config
 from glyphs.core.devices import (
@@ -35,6 +35,8 @@ from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpo
 from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.pictures.plain import form_of, to_pictures
 from glyphs.training.callbacks import require_tensorboard
+from glyphs.training.chance import near_chance
+from glyphs.training.follow import follow_data
 from glyphs.training.loss import make_criterion
 from glyphs.training.lr_finder import LRFinder
 from glyphs.training.trainer import Trainer, make_optimizer
@@ -98,7 +100,7 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
         use_deterministic_algorithms(config.deterministic)
         device = choose_device(config.device)
         with explain_out_of_memory(config.batch_size):
-            config, data = train(arguments, config, checkpoint, device)
+            config, data = train(arguments, given, config, checkpoint, device)
             path = output_dir / BEST_MODEL
             if rank() == 0:
                 from glyphs.evaluation.calibration import calibrate_checkpoint  # SciPy: not before training
@@ -143,7 +145,11 @@ def claimed(output_dir: Path) -> Iterator[None]:
 
 
 def train(
-    arguments: argparse.Namespace, config: Config, checkpoint: dict[str, Any] | None, device: torch.device
+    arguments: argparse.Namespace,
+    given: dict[str, Any],
+    config: Config,
+    checkpoint: dict[str, Any] | None,
+    device: torch.device,
 ) -> tuple[Config, DataLoaders]:
     """Train a new model, or go on from a checkpoint; return the settings that the run ended with, and the data."""
     require_packages("scipy", *(() if arguments.skip_eval else EVALUATION_PACKAGES))
@@ -153,6 +159,13 @@ def train(
         require_tensorboard()
     config = settled(config)
     data = get_data_loaders(config, device)
+    num_images = len(data.train.index) // config.passes_per_epoch
+    if config.dataset == "folder" and checkpoint is None:
+        own, followed = follow_data(config, given, num_images)
+        data = data.in_batches(config, own)
+        config = own
+        if followed:
+            say(f"for {num_images:,} training images: {as_flags(followed)} (what you set yourself stays)")
     seed_everything(address(config.seed, "weights"))
     model: nn.Module
     if config.finetune is not None and checkpoint is None:
@@ -165,7 +178,7 @@ def train(
     model.to(device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {describe_device(device)}; "
-        f"{len(data.train.index):,} training, {len(data.val.index):,} validation and {len(data.test.index):,} "
+        f"{num_images:,} training, {len(data.val.index):,} validation and {len(data.test.index):,} "
         f"test images of {len(data.class_names)} classes"
     )
     output_dir = Path(config.output_dir)
@@ -181,6 +194,11 @@ def train(
             raise CheckpointError(f"{arguments.resume or output_dir / LATEST_CHECKPOINT}: {error}") from None
         say(f"resumed after epoch {trainer.epoch}, step {trainer.step} of {trainer.num_steps}")
     history = trainer.fit()
+    best = trainer.early_stopping.best
+    counts = data.val.class_counts(len(data.class_names))
+    uniform = config.class_prior == "uniform"
+    if words := near_chance(best["val_accuracy"], history[-1]["train_accuracy"], counts, uniform=uniform):
+        say(f"warning: {words}")
     if not arguments.skip_eval and rank() == 0:
         from glyphs.output.plots import plot_training_history  # matplotlib: not before training
 

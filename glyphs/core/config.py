@@ -94,9 +94,7 @@ class Config:
     )  # fmt: skip
     use_residual: bool = setting("model", True, "residual blocks; without: a light depthwise-separable network")
     dropout_rate: float = setting("model", 0.4, "dropout before the classifier", check=FRACTION)
-    num_epochs: int = setting(
-        "training", 50, "passes over the training images", flag="epochs", check=POSITIVE, may_change=True
-    )
+    num_epochs: int = setting("training", 50, "epochs of training", flag="epochs", check=POSITIVE, may_change=True)
     learning_rate: float = setting("training", 0.001, "the highest learning rate of the schedule", check=POSITIVE)
     weight_decay: float = setting(
         "training", 1e-4, "AdamW's, on weights but not on biases and norms", check=NOT_NEGATIVE
@@ -179,6 +177,9 @@ class Config:
         "data",
         "data: frequent classes are the likelier answers; uniform: every class counts alike, in loss and validation",
         choices=CLASS_PRIORS,
+    )
+    passes_per_epoch: int = setting(
+        "training", 1, "passes over the training images in an epoch: more of them for few images", check=POSITIVE
     )
     finetune: str | None = setting(
         "model",

@@ -201,12 +201,26 @@ class TensorLoader:
 
 
 class DataLoaders(NamedTuple):
-    """What training and evaluation need to know of the data."""
+    """What training and evaluation need to know of the data.
+
+    The training loader's index has each image as often as the setting `passes_per_epoch` says.
+    """
 
     train: TensorLoader
     val: TensorLoader
     test: TensorLoader
     class_names: list[str]
+
+    def in_batches(self, before: Config, after: Config) -> "DataLoaders":
+        """What the settings `after` would have loaded, where these were loaded with `before`, which differ in the batch
+        size and in `passes_per_epoch` at most."""
+        train, val, test = (copy.copy(loader) for loader in (self.train, self.val, self.test))
+        once = len(train.index) // before.passes_per_epoch
+        train.index = train.index[:once].repeat(after.passes_per_epoch)
+        for loader in (train, val, test):
+            loader.batch_size = after.batch_size
+            loader.places = torch.arange(len(loader.index))
+        return DataLoaders(train, val, test, self.class_names)
 
 
 def get_data_loaders(
@@ -276,7 +290,7 @@ def get_data_loaders(
         images,
         labels,
         config.batch_size,
-        index=rest,
+        index=rest.repeat(config.passes_per_epoch),
         shuffle_seed=config.seed,
         augmentation=augmentation,
         device=device,
