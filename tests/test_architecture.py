@@ -1,6 +1,7 @@
 """Networks of the user's own, named by --arch: everything works with them, and no checkpoint runs code by itself."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,22 @@ def test_what_makes_no_network_is_refused(arch: str, fact: str) -> None:
 def test_a_name_of_another_form_is_refused(arch: str) -> None:
     with refused(ConfigError, "arch is", "MODULE:FUNCTION"):
         Config(arch=arch)
+
+
+def test_a_network_of_timms_takes_the_images_that_the_settings_tell_of() -> None:
+    pytest.importorskip("timm")
+    config = Config(arch="timm:test_resnet", image_size=32, color="on", preprocess="plain")
+    model = make_model(config, 5).eval()
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert make_model(Config(arch="timm:test_vit", image_size=32), 5).eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+    with refused(ConfigError, "--arch timm:test_resnett", "no such network", "test_resnet"):
+        make_model(Config(arch="timm:test_resnett"), 5)
+
+
+def test_without_timm_its_networks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with refused(ConfigError, "--arch timm:resnet18", "pip install timm"):
+        make_model(Config(arch="timm:resnet18"), 5)
 
 
 def test_it_is_not_fine_tuned(trained: Path) -> None:

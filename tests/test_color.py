@@ -18,7 +18,7 @@ from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.data.augment import LEAST_CONTRAST_OF_PAPER, augment, color_transform, vary_paper
 from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, make_augmentation, settled
 from glyphs.models.checkpoint import load_checkpoint, load_model, save_checkpoint, write_checkpoint
-from glyphs.models.network import EMNIST_MEAN, EnhancedGlyphCNN
+from glyphs.models.network import EMNIST_MEAN, EnhancedGlyphCNN, ViewAverage
 from glyphs.models.runtime import load_onnx
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.plain import EMNIST_FORM, InputForm, brightness, letterbox, on_paper
@@ -240,6 +240,16 @@ def test_fine_tuning_keeps_the_form_of_what_it_starts_from(tmp_path: Path) -> No
 
 
 # ---- The network ----
+
+
+def test_views_of_a_plain_picture_have_no_black_corners() -> None:
+    class Darkest(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.amin((1, 2, 3), keepdim=True)[:, 0, 0]
+
+    white = torch.ones(2, 3, 32, 32)
+    assert ViewAverage(Darkest(), FORM.edge)(white).min() > 0.99
+    assert ViewAverage(Darkest(), EMNIST_FORM.edge)(white).max() < 0.5
 
 
 def test_the_cost_follows_the_number_of_pixels_and_colour_costs_the_first_convolution_only() -> None:

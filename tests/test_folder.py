@@ -168,10 +168,10 @@ def test_classes_may_have_folders_of_their_own(tmp_path: Path) -> None:
 
 def test_files_that_are_no_pictures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folders(tmp_path / "data", 4)
-    for name in ("A/logo.SVG", "B/logo.svg", "B/notes.txt", "B/.DS_Store"):
+    for name in ("A/logo.PSD", "B/logo.psd", "B/notes.txt", "B/.DS_Store"):
         (tmp_path / "data" / name).touch()
     load(tmp_path)
-    assert "3 other files skipped (2 .svg, 1 .txt)" in capsys.readouterr().err
+    assert "3 other files skipped (2 .psd, 1 .txt)" in capsys.readouterr().err
 
 
 def test_where_no_character_is_found_the_other_preparation_is_named(

@@ -53,6 +53,8 @@ LATER = {
     "glyphs.serving.service": "Starlette and uvicorn, which only a service needs",
     "torch.utils": "benchmark, whose logging is silenced before",
     "torch.utils.tensorboard": "optional",
+    "timm": "optional",
+    "resvg_py": "optional",
     "onnx": "a machine that never exports may do without",
     "onnxruntime": "likewise: it may do without .onnx models",
     "onnxruntime.quantization.shape_inference": "likewise",

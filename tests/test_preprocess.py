@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from scipy import ndimage
 from glyphs.core.errors import GlyphError, PictureError
 from glyphs.data.idx import read_idx
 from glyphs.pictures.decode import MAX_PIXELS, Source, open_picture, to_grey
+from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.pictures.plain import InputForm
+from tests.conftest import refused
 from tests.small import declared_png
 
 DATA_DIR = os.environ.get("GLYPH_DATA_DIR")
@@ -378,6 +381,45 @@ def test_plain_only_greys_squares_and_resizes() -> None:
     assert glyph.pixels[14, 14] == 0
     assert 0.05 < 1 - glyph.pixels.mean() / 255 < 0.08  # 400 of 6,400 pixels, neither cropped nor thinned
     assert preprocess(np.zeros((9, 9), np.uint8), InputForm("plain")).status == "ok"
+
+
+# ---- Drawings ----
+
+RING = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 10"><circle cx="5" cy="5" r="4" fill="#c00"/>%s</svg>'
+
+
+def test_a_drawing_is_drawn_with_what_can_be_seen_through(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    (tmp_path / "ring.svg").write_text(RING % "")
+    picture = open_picture(tmp_path / "ring.svg")
+    assert (picture.size, picture.mode) == ((512, 256), "RGBA")
+    assert picture.getpixel((128, 128)) == (204, 0, 0, 255)
+    assert picture.getpixel((400, 128))[3] == 0  # type: ignore[index]
+    assert [name for name, _ in PictureFolder(tmp_path)] == ["ring.svg"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RING % '<image href="/etc/hostname" width="9" height="9"/>',
+        RING % "<image xlink:href = 'a.png'/>",
+        '<!DOCTYPE svg [<!ENTITY a "b">]>' + RING % "",
+        "<svg",
+        "",
+    ],
+)
+def test_a_drawing_that_leads_elsewhere_or_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    (tmp_path / "a.svg").write_text(content)
+    with refused(PictureError, tmp_path / "a.svg"):
+        open_picture(tmp_path / "a.svg")
+
+
+def test_without_its_reader_a_drawing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    (tmp_path / "a.svg").write_text(RING % "")
+    with refused(PictureError, tmp_path / "a.svg", "pip install resvg-py"):
+        open_picture(tmp_path / "a.svg")
 
 
 # ---- What cannot be read ----

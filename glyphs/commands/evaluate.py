@@ -15,6 +15,7 @@ from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.reports import write_reports
 from glyphs.models.checkpoint import BEST_MODEL, require_classes
 from glyphs.models.network import ViewAverage
+from glyphs.pictures.plain import form_of
 
 
 def evaluation_config(path: Path, trained_with: Config, given: dict[str, Any]) -> Config:
@@ -59,7 +60,8 @@ def evaluate(
 ) -> None:
     """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
     require_classes(known, class_names, path)
-    evaluation = Evaluator(ViewAverage(model) if average_views else model, class_names, device).evaluate(loader)
+    views = ViewAverage(model, form_of(config.to_dict()).edge) if average_views else model
+    evaluation = Evaluator(views, class_names, device).evaluate(loader)
     if rank() > 0:
         return
     metrics = write_reports(evaluation, Path(config.output_dir), split=config.data_name, checkpoint=str(path))

@@ -304,8 +304,8 @@ def make_augmentation(config: Config, form: InputForm) -> Augmentation:
     """How far the settings distort training images of this form: characters in shape only, pictures in colour too."""
     amounts = config.rotation_degree, config.affine_degree, config.translate
     if form.mode != "plain":
-        return Augmentation(*amounts)
-    return Augmentation(*amounts, "border", color_transform(config.color_jitter, config.erasing, mirror=config.mirror))
+        return Augmentation(*amounts, form.edge)
+    return Augmentation(*amounts, form.edge, color_transform(config.color_jitter, config.erasing, mirror=config.mirror))
 
 
 def settled(config: Config | Mapping[str, Any]) -> Config:

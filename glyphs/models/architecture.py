@@ -1,5 +1,7 @@
 """The network that the settings name: this project's own, or one that a function of the user's makes."""
 
+import difflib
+import functools
 import importlib
 import inspect
 import sys
@@ -12,13 +14,16 @@ from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.pictures.plain import form_of
 
+TIMM = "timm"
+
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The network for so many classes, with random weights.
 
     Where the settings name an `arch`, module:callable, that is imported, from the folder of the moment too, and called
-    with the number of classes and, by name, with all settings.  It makes a module from images, float [N, 1, H, W] in
-    [0, 1], or [N, 3, H, W] where the setting `color` is "on", to logits [N, num_classes].
+    with the number of classes and, by name, with all settings; `timm:NAME` is timm's network of that name.  It makes a
+    module from images, float [N, 1, H, W] in [0, 1], or [N, 3, H, W] where the setting `color` is "on", to logits
+    [N, num_classes].
 
     Raises
     ------
@@ -28,6 +33,8 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         channels = form_of(config.to_dict()).shape[0]
         return EnhancedGlyphCNN(num_classes, config.dropout_rate, config.use_residual, channels=channels)
     name, _, function = config.arch.partition(":")
+    if name == TIMM:
+        return make_timm(function, config, num_classes)
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # where `python -m` would look, too
     try:
@@ -52,6 +59,28 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         raise ConfigError(
             f"--arch {config.arch}: its network has a `temperature`, under which calibration keeps its own; rename it"
         )
+    return model
+
+
+def make_timm(name: str, config: Config, num_classes: int) -> nn.Module:
+    """A network of timm's (https://github.com/huggingface/pytorch-image-models) for these classes and images.
+
+    Its weights are random: a function of one's own, as `--arch` names it, can begin with those that one has.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"--arch {config.arch}: needs timm: pip install timm") from None
+    channels, size, _ = form_of(config.to_dict()).shape
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        remedy = f"; try {', '.join(near)}" if near else ""
+        raise ConfigError(f"--arch {config.arch}: timm has no such network{remedy}")
+    make = functools.partial(timm.create_model, name, num_classes=num_classes, in_chans=channels)
+    try:
+        model: nn.Module = make(img_size=size)
+    except TypeError:  # it takes images of any size
+        model = make()
     return model
 
 

@@ -194,11 +194,13 @@ class ViewAverage(nn.Module):
     Parameters
     ----------
     model : the network; input and output are as its own.
+    edge : what comes in from outside an image: "zeros", black, or "border", what its border shows there.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, edge: str = "zeros") -> None:
         super().__init__()
         self.model = model
+        self.edge = edge
         cos, sin = math.cos(math.radians(6)), math.sin(math.radians(6))
         # From the coordinates of a view to those of the image.
         maps = torch.tensor(
@@ -225,5 +227,5 @@ class ViewAverage(nn.Module):
         logits = []
         for view in self.maps:
             grid = F.affine_grid(view.expand(len(images), -1, -1), list(images.shape), align_corners=False)
-            logits.append(self.model(F.grid_sample(images, grid, align_corners=False)))
+            logits.append(self.model(F.grid_sample(images, grid, padding_mode=self.edge, align_corners=False)))
         return torch.stack(logits).mean(0)

@@ -98,8 +98,9 @@ def load_pth(
     where = choose_device(device)
     content = checkpoint.load_checkpoint(path)
     model, config = checkpoint.build_model(content, path, arch)
+    form = form_of(config.to_dict())
     try:
-        classifier = (ViewAverage(model) if average_views else model).to(where)
+        classifier = (ViewAverage(model, form.edge) if average_views else model).to(where)
     except RuntimeError as error:
         if "forked subprocess" not in str(error):  # as CUDA words it
             raise
@@ -121,7 +122,7 @@ def load_pth(
         return probabilities
 
     facts = {"settings": config.to_dict(), "metrics": content["metrics"]}
-    return Loaded(network, content["class_names"], form_of(config.to_dict()), facts, where.type == "cpu")
+    return Loaded(network, content["class_names"], form, facts, where.type == "cpu")
 
 
 def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:

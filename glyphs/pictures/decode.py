@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import stat
 import traceback
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from glyphs.core.arrays import Floats
 from glyphs.core.errors import GlyphError, PictureError
 from glyphs.core.files import valid_utf8
+from glyphs.core.text import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,10 @@ Source: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | ND
 MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
 # The formats people have pictures in.  Not all of Pillow's: its EPS reader, for one, starts Ghostscript.
 PICTURE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
+
+# In an SVG drawing: a reference that leads out of the file, or what can hide one.
+OTHER_FILE = re.compile(r"""href\s*=\s*["'](?!\#|data:)|<!ENTITY""", re.IGNORECASE)
+SVG_SIDE = 512  # pixels of a drawing's longer side
 
 # Working sizes, in pixels
 MOST_SIDE = 1600  # what is larger is shrunk by a whole factor first, so that time and memory stay bounded
@@ -62,6 +68,8 @@ def open_picture(source: Source) -> Image.Image:
                 raise PictureError(f"{name}: is not a regular file; give the path of a picture")
             if status.st_size == 0:
                 raise PictureError(f"{name}: is empty (zero bytes)")
+            if str(source).lower().endswith(".svg"):
+                return draw_svg(Path(source), name)
             with open(source, "rb") as file:  # noqa: PTH123
                 return _decode(file, name)
         except FileNotFoundError:
@@ -81,6 +89,31 @@ def open_picture(source: Source) -> Image.Image:
             "Pillow image, an array or a tensor"
         )
     return _decode(source, str(getattr(source, "name", "the picture")))
+
+
+def draw_svg(path: Path, name: str) -> Image.Image:
+    """The picture of an SVG drawing, its longer side `SVG_SIDE` pixels, where resvg-py is installed.
+
+    Only of a file of the user's own, not of what a service is sent: drawing can take any time.
+
+    Raises
+    ------
+    PictureError : it is not installed, the drawing is damaged, or it refers to other files.
+    """
+    try:
+        import resvg_py
+    except ImportError:
+        raise PictureError(f"{name}: is an SVG drawing: pip install resvg-py, or save it as PNG") from None
+    content = path.read_text(encoding="utf-8", errors="replace")
+    if OTHER_FILE.search(content):
+        raise PictureError(f"{name}: refers to other files, or has entities; save it as PNG")
+    try:
+        drawn = resvg_py.svg_to_bytes(
+            svg_string=content, width=SVG_SIDE, height=SVG_SIDE, skip_system_fonts="<text" not in content
+        )
+    except ValueError as error:
+        raise PictureError(f"{name}: is not an SVG drawing, or is damaged ({first_line(error)})") from None
+    return _decode(io.BytesIO(bytes(drawn)), name)
 
 
 def shown_name(source: Source) -> str:

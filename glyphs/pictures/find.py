@@ -1,5 +1,6 @@
 """The pictures in a folder."""
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -8,7 +9,23 @@ from pathlib import Path
 from glyphs.core.errors import DataError, PictureError
 
 # What counts as a picture.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico")
+DRAWN = (".svg",) if importlib.util.find_spec("resvg_py") else ()
+SUFFIXES = (
+    *DRAWN,
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jp2",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".tga",
+    ".ico",
+)
 
 
 class PictureFolder:
@@ -55,7 +72,7 @@ class PictureFolder:
 
 
 def describe_skipped(skipped: Counter[str]) -> str:
-    """The files that were no pictures, from their counts by suffix: `3 other files skipped (2 .svg, 1 .txt)`."""
+    """The files that were no pictures, from their counts by suffix: `3 other files skipped (2 .psd, 1 .txt)`."""
     kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in skipped.most_common(3))
     return f"{skipped.total():,} other files skipped" + (f" ({kinds})" if kinds else "")
 

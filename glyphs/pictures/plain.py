@@ -39,6 +39,11 @@ class InputForm(NamedTuple):
         return 3 if self.color else 1, self.size, self.size
 
     @property
+    def edge(self) -> str:
+        """What comes in from outside an image that is turned, as `torch.nn.functional.grid_sample` calls it."""
+        return "border" if self.mode == "plain" else "zeros"
+
+    @property
     def words(self) -> str:
         """For people: `28x28 pixels, grey`."""
         return f"{self.size}x{self.size} pixels, {'in colour' if self.color else 'grey'}"
