@@ -266,7 +266,7 @@ def train(cell: Cell, config: Config) -> Callable[[Tensor], Tensor]:
 
 def by_default(cell: Cell, seed: int, folder: str) -> Callable[[Tensor], Tensor]:
     config = Config(dataset="folder", seed=seed, output_dir=folder, device="cpu")
-    return train(cell, follow_data(config, {}, len(cell.train))[0])
+    return train(cell, follow_data(config, {}, len(cell.train), cell.classes)[0])
 
 
 def as_for_emnist(cell: Cell, seed: int, folder: str) -> Callable[[Tensor], Tensor]:

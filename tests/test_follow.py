@@ -28,12 +28,12 @@ def draw_folder(root: Path, classes: str, count: int) -> None:
 
 
 def test_many_images_keep_the_settings_of_emnist() -> None:
-    assert follow_data(FOLDER, {}, FEW) == (FOLDER, {})
+    assert follow_data(FOLDER, {}, FEW, 10) == (FOLDER, {})
 
 
 @pytest.mark.parametrize("images", [1, 4, 140, 1280, 1281, 5000, FEW - 1])
 def test_few_images_get_steps_enough(images: int) -> None:
-    config, own = follow_data(FOLDER, {}, images)
+    config, own = follow_data(FOLDER, {}, images, 3)
     assert {name: getattr(config, name) for name in own} == own
     steps = -(-images * config.passes_per_epoch // config.batch_size)
     assert steps >= 0.6 * EPOCH_STEPS
@@ -42,19 +42,23 @@ def test_few_images_get_steps_enough(images: int) -> None:
     assert config.passes_per_epoch == 1 or steps <= 1.4 * EPOCH_STEPS
 
 
+def test_many_classes_are_each_seen_often() -> None:
+    assert follow_data(FOLDER, {}, 900, 500)[0].passes_per_epoch == 6  # 5,400 images, ten of each class
+
+
 def test_what_the_user_says_stays() -> None:
     given = {"batch_size": 128, "use_residual": True, "early_stopping_patience": 3, "passes_per_epoch": 2}
     config = Config.from_dict({"dataset": "folder"} | given)
-    assert follow_data(config, given, 100) == (config, {})
-    config, own = follow_data(Config(learning_rate=0.5), {"learning_rate": 0.5}, 100)
+    assert follow_data(config, given, 100, 3) == (config, {})
+    config, own = follow_data(Config(learning_rate=0.5), {"learning_rate": 0.5}, 100, 3)
     assert (config.learning_rate, own["use_residual"]) == (0.5, False)
-    config, _ = follow_data(Config(batch_size=8), {"batch_size": 8}, 100)
+    config, _ = follow_data(Config(batch_size=8), {"batch_size": 8}, 100, 3)
     assert config.passes_per_epoch == 3  # 300 images, 38 steps
 
 
 @pytest.mark.parametrize("own", [{"finetune": "a.pth"}, {"arch": "a:b"}])
 def test_a_network_that_is_there_already_keeps_its_form_and_rate(own: dict[str, str]) -> None:
-    config = follow_data(Config(**own), own, 100)[0]  # type: ignore[arg-type]
+    config = follow_data(Config(**own), own, 100, 3)[0]  # type: ignore[arg-type]
     assert (config.use_residual, config.learning_rate) == (True, Config().learning_rate)
     assert config.passes_per_epoch > 1
 

@@ -161,7 +161,7 @@ def train(
     data = get_data_loaders(config, device)
     num_images = len(data.train.index) // config.passes_per_epoch
     if config.dataset == "folder" and checkpoint is None:
-        own, followed = follow_data(config, given, num_images)
+        own, followed = follow_data(config, given, num_images, len(data.class_names))
         data = data.in_batches(config, own)
         config = own
         if followed:

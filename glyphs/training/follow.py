@@ -15,11 +15,14 @@ FEW = 20_000  # images to train on; at this number and above EMNIST's settings s
 BATCH_SIZE = 32
 LIGHT_RATE = 0.01  # of the light network, which bears ten times the rate of the other
 EPOCH_STEPS = 40  # of an epoch, about: batch norm's statistics have then forgotten 98 % of what they were before it
-PATIENCE_STEPS = 1000  # without a better validation loss, which a few pictures tell only roughly
+EPOCH_VIEWS = 10  # of each class in an epoch, at least: with 500 classes the validation loss fell late
+PATIENCE_STEPS = 2000  # without a better validation loss, which a few pictures tell only roughly
 
 
-def follow_data(config: Config, given: Container[str], num_images: int) -> tuple[Config, dict[str, Any]]:
-    """The settings, and those of them that were not `given` and are now what suits so many images to train on.
+def follow_data(
+    config: Config, given: Container[str], num_images: int, num_classes: int
+) -> tuple[Config, dict[str, Any]]:
+    """The settings, and those of them that were not `given` and are now what suits so many images of so many classes.
 
     Steps and warm-up are counted in epochs: that an epoch has steps enough, by going over the images more than once,
     sees to both.  The network follows with its learning rate, unless it is the user's own or has weights already.
@@ -35,7 +38,8 @@ def follow_data(config: Config, given: Container[str], num_images: int) -> tuple
             own["learning_rate"] = LIGHT_RATE
     batch_size = own.get("batch_size", config.batch_size)
     if "passes_per_epoch" not in given:
-        own["passes_per_epoch"] = max(1, round(EPOCH_STEPS * batch_size / num_images))
+        views = max(EPOCH_STEPS * batch_size, EPOCH_VIEWS * num_classes)
+        own["passes_per_epoch"] = max(1, round(views / num_images))
     passes = own.get("passes_per_epoch", config.passes_per_epoch)
     if "early_stopping_patience" not in given:
         epochs = round_up(PATIENCE_STEPS, round_up(passes * num_images, batch_size))
