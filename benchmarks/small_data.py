@@ -58,6 +58,7 @@ CHOSEN_ON = {
     "47 letters x 100": ("emnist", 47, 100),
     "10 icons x 20": ("phosphor", 10, 20),
     "50 icons x 32": ("phosphor", 50, 32),
+    "100 icons x 2": ("phosphor", 100, 2),
     "500 icons x 2": ("phosphor", 500, 2),
 }
 HELD_OUT = {
