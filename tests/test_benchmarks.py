@@ -1,5 +1,6 @@
 """The benchmarks run from end to end, and count what they say they count."""
 
+import random
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import EMNIST
 
-from benchmarks import page, peers, pictures, prediction, reading, small_data
+from benchmarks import page, peers, pictures, prediction, reading, small_data, symbols
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.data.demo import render_demo
 from glyphs.evaluation.analyzer import ModelAnalyzer
@@ -311,3 +312,20 @@ def test_other_methods_learn_small_sets_too() -> None:
     cell = small_data.Cell(*make_images(60, 1), *parts, *make_images(30, 2), len(CLASSES))
     for method in (small_data.gradients_and_svm, small_data.plain_cnn(seconds=3)):
         assert small_data.accuracy(method(cell, 0, ""), cell) > 60
+
+
+def test_symbols_are_drawn_in_an_ink_that_stands_out_and_tables_are_divided(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    drawing = Image.new("RGBA", (60, 40), (0, 0, 0, 255))
+    for _ in range(20):
+        picture = np.asarray(symbols.make_symbol(drawing, rng, one_ink=True), np.float32)
+        assert symbols.SIDES[0] <= picture.shape[1] <= symbols.SIDES[1]
+        assert np.ptp(picture @ np.array([0.3, 0.59, 0.11], np.float32)) > symbols.LEAST_CONTRAST / 2
+    source = tmp_path / "mahjong"
+    source.mkdir()
+    (source / "labels.csv").write_text("file,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(10)))
+    for number in range(10):
+        (source / f"{number}.png").touch()
+    symbols.divide_mahjong(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "train" / "a").iterdir()) == ["2.png", "4.png", "6.png"]
+    assert sorted(path.name for path in (tmp_path / "out" / "test" / "b").iterdir()) == ["1.png", "9.png"]
