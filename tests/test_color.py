@@ -17,6 +17,7 @@ from glyphs.core.config import Config
 from glyphs.core.errors import CheckpointError, ConfigError
 from glyphs.data.augment import LEAST_CONTRAST_OF_PAPER, augment, color_transform, vary_paper
 from glyphs.data.loaders import Augmentation, TensorLoader, get_data_loaders, make_augmentation, settled
+from glyphs.data.survey import any_transparent
 from glyphs.models.checkpoint import load_checkpoint, load_model, save_checkpoint, write_checkpoint
 from glyphs.models.network import EMNIST_MEAN, EnhancedGlyphCNN, ViewAverage
 from glyphs.models.runtime import load_onnx
@@ -120,6 +121,15 @@ def test_transparent_pictures_train_on_varied_paper_and_are_validated_as_they_ar
     assert batches[0].shape[1:] == (3, 32, 32)
     assert torch.equal(*batches)  # the same epoch, the same papers
     assert len(np.unique(batches[0][:, :, 0, 0].numpy(), axis=0)) > 2
+
+
+def test_it_is_seen_that_pictures_can_be_seen_through(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("whole.png", "broken.png", "through.png", "drawing.svg")]
+    disc(COLOURS["red"], 0).save(paths[0])
+    Path(paths[1]).write_bytes(b"no picture")
+    disc(COLOURS["red"], 0, transparent=True).save(paths[2])
+    assert [any_transparent([path]) for path in paths] == [False, False, True, True]
+    assert any_transparent(paths[:3])
 
 
 def test_what_comes_in_from_outside_a_plain_picture_is_what_its_border_shows() -> None:

@@ -15,7 +15,7 @@ from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import ConfigError, DataError, PictureError
 from glyphs.data.layout import class_folders, part_folders
-from glyphs.pictures.decode import open_picture
+from glyphs.pictures.decode import PICTURE_FORMATS, open_picture
 from glyphs.pictures.find import PictureFolder
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.plain import EMNIST_FORM, InputForm
@@ -119,7 +119,10 @@ def any_transparent(paths: Sequence[str]) -> bool:
     """Whether a picture, of a few that are looked at, can be seen through, as far as its head tells."""
 
     def transparent(path: str) -> bool:
-        with contextlib.suppress(Exception), Image.open(path) as picture:  # what cannot be opened is told elsewhere
+        if path.lower().endswith(".svg"):
+            return True
+        # What cannot be opened is told elsewhere.
+        with contextlib.suppress(Exception), Image.open(path, formats=PICTURE_FORMATS) as picture:
             return picture.has_transparency_data
         return False
 
