@@ -204,7 +204,7 @@ def main() -> None:
                 answer = command_seconds(
                     "inference.py", "--model", str(Path(model).resolve()), "--image", str(folder / "000" / "000000.png")
                 )
-                starts.append(answer - command_seconds("-c", "pass"))
+                starts.append(answer.beyond(command_seconds("-c", "pass")).clock)
             name = Path(model).name
             operations = 2 * ModelAnalyzer(model, "cpu").count_multiply_adds() / 1e9
             for batch, values in times.items():

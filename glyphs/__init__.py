@@ -7,19 +7,9 @@ costs nothing and reading with an .onnx model imports no torch.
 """
 
 import importlib
-import os
 from typing import Any
 
 __version__ = "1.0.0"
-
-# GNU OpenMP, which PyTorch computes with on Linux, reads this when torch is loaded; all of the project's modules import
-# this one first.  Its threads wait for each other in a busy loop, by default for so long that, where other programs
-# want the cores too, they mostly wait for threads that are not running (docs/PERFORMANCE.md, section on busy machines).
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "20000"
-
-# Since its version 1.29, onnxruntime tells its makers on Linux, too, of each model that it opens, unless this is set.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 PUBLIC_NAMES = {
     "Config": "glyphs.core.config",

@@ -172,7 +172,7 @@ def test_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 def claim_as_nobody(folder: Path, *, from_inside: bool) -> "subprocess.CompletedProcess[str]":
     """Claim the folder without root's right to write everywhere, entering it first where asked."""
     code = CLAIM.replace(
-        "sys.exit", "import os\nos.chdir(sys.argv[2])\nif os.geteuid() == 0: os.setuid(65534)\nsys.exit"
+        "sys.exit", "import filelock, os\nos.chdir(sys.argv[2])\nif os.geteuid() == 0: os.setuid(65534)\nsys.exit"
     )
     folder_there = "." if from_inside else str(folder)
     return run_python("-c", code, folder_there, str(folder if from_inside else ROOT))

@@ -50,6 +50,13 @@ LATER = {
     "torchvision.datasets": "a second, which only a download need wait for",
     "tqdm": "a tenth of a second, which one answer need not wait for",
     "tqdm.auto": "likewise",
+    "glyphs.pictures.page": "what finds text, which one character is read without",
+    "glyphs.reading.reader": "likewise",
+    "glyphs.reading.automaton": "likewise",
+    "glyphs.reading.lattice": "likewise",
+    "glyphs.forms.forms": "likewise",
+    "glyphs.commands.sheets": "likewise",
+    "filelock": "a twentieth of a second, which reading need not wait for",
     "glyphs.serving.service": "Starlette and uvicorn, which only a service needs",
     "torch.utils": "benchmark, whose logging is silenced before",
     "torch.utils.tensorboard": "optional",
@@ -192,6 +199,15 @@ def test_help_and_wrong_arguments_do_not_wait_for_torch(name: str, flag: str) ->
     loaded = modules_after(code)
     assert "argparse" in loaded
     assert not loaded & {"torch", "torchvision", "numpy", "PIL", "sklearn", "scipy", "matplotlib", "tqdm", "joblib"}
+
+
+def test_one_answer_needs_neither_torch_nor_what_reads_text() -> None:
+    code = "import inference, json, sys\ninference.main(['--image', 'samples/letter.jpg'])\n"
+    result = run_python("-c", code + "print(json.dumps(sorted(sys.modules)))")
+    assert result.returncode == 0, result.stderr
+    loaded = set(json.loads(result.stdout.splitlines()[-1]))
+    assert {"onnxruntime", "glyphs.pictures.glyph"} <= loaded
+    assert not loaded & {"torch", "tqdm", "filelock", "scipy.spatial", "glyphs.pictures.page", "glyphs.forms.forms"}
 
 
 @pytest.mark.slow

@@ -8,12 +8,11 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
 from glyphs.commands.read_arguments import service_settings
-from glyphs.commands.sheets import cut_sheets, print_sheet
 from glyphs.commands.terminal import show_log
 from glyphs.core.config import Config
 from glyphs.core.errors import ConfigError, DataError, PictureError
@@ -21,16 +20,6 @@ from glyphs.core.files import explain_write_error, replacing, too_long, valid_ut
 from glyphs.core.process import PLOTTING_PACKAGES, Interrupted, launched, require_packages, say
 from glyphs.core.progress import line_above, progress
 from glyphs.core.text import one_line
-from glyphs.forms.forms import (
-    Doubtful,
-    Form,
-    FormReader,
-    make_form,
-    note_doubtful,
-    read_form,
-    write_form,
-    write_review,
-)
 from glyphs.models.runtime import default_model
 from glyphs.output.parts import Parts, parts_folder
 from glyphs.output.results import (
@@ -47,7 +36,9 @@ from glyphs.output.rows import FormReading, Reading, Row, RowKind
 from glyphs.pictures.decode import Source, open_picture
 from glyphs.pictures.find import PictureFolder, describe_skipped
 from glyphs.reading.predictor import GlyphPredictor
-from glyphs.reading.reader import read_words
+
+if TYPE_CHECKING:
+    from glyphs.forms.forms import Doubtful, Form, FormReader
 
 SOME_FAILED = 3  # the exit status
 
@@ -66,9 +57,13 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         begin_form(arguments.form, arguments.fields)
         return 0
     if arguments.sheet:
+        from glyphs.commands.sheets import print_sheet  # SciPy's images: not for a picture
+
         print_sheet(arguments.alphabet, arguments.sheet)
         return 0
     if arguments.cut:
+        from glyphs.commands.sheets import cut_sheets  # as above
+
         names = relative_names(arguments.image or ())
         named = [(names[valid_utf8(name)], source) for name, source in images_of(arguments)]
         return SOME_FAILED if cut_sheets(named or PictureFolder(arguments.batch), arguments.cut) else 0
@@ -82,7 +77,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         return 0
     if arguments.visualize:
         require_packages(*PLOTTING_PACKAGES)
-    form = read_form(arguments.fields) if arguments.fields else None
+    form = form_asked(arguments)
     kind = kind_of(arguments, form)
     if arguments.output:
         rows = open_results(arguments.output, kind)
@@ -106,7 +101,7 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
             sys.stdout.flush()  # here, where a reader who has gone is no error
         if folder or arguments.output:
             say(results.summary() + (f"; {describe_skipped(folder.skipped)}" if folder else ""))
-        if isinstance(reader, FormReader) and page:
+        if page and not isinstance(reader, GlyphPredictor):
             review(page, reader, folder or images, arguments, doubtful, results.counts.total())
     if arguments.visualize and alone:
         if not failed:
@@ -123,7 +118,16 @@ def images_of(arguments: argparse.Namespace) -> list[tuple[str, Source]]:
     return [(name, sys.stdin.buffer.read() if name == STDIN else name) for name in arguments.image or ()]
 
 
-def kind_of(arguments: argparse.Namespace, form: Form | None) -> RowKind:
+def form_asked(arguments: argparse.Namespace) -> "Form | None":
+    """The form of --fields.  Raises GlyphError."""
+    if not arguments.fields:
+        return None
+    from glyphs.forms.forms import read_form  # what finds boxes and text: not for a picture of one character
+
+    return read_form(arguments.fields)
+
+
+def kind_of(arguments: argparse.Namespace, form: "Form | None") -> RowKind:
     """What rows are asked for."""
     if form:
         return RowKind("fields", fields=tuple(field.name for field in form.fields))
@@ -135,6 +139,7 @@ def begin_form(empty: Path, path: Path) -> None:
 
     Raises GlyphError.
     """
+    from glyphs.forms.forms import make_form, write_form
     from glyphs.output.plots import plot_reading  # matplotlib: not for reading
 
     drawing = path.with_suffix(".png")
@@ -157,6 +162,11 @@ def models_of(arguments: argparse.Namespace) -> list[Path]:
 def make_predictor(
     model: Path, arguments: argparse.Namespace, config: Config, threads: int | None = None
 ) -> GlyphPredictor:
+    words = None
+    if arguments.words:
+        from glyphs.reading.reader import read_words  # what reads text: not for a picture of one character
+
+        words = read_words(arguments.words)
     predictor = GlyphPredictor(
         model,
         config.device,
@@ -165,7 +175,7 @@ def make_predictor(
         min_confidence=arguments.min_confidence,
         mode=arguments.mode,
         batch_size=config.batch_size,
-        words=read_words(arguments.words) if arguments.words else None,
+        words=words,
         pattern=arguments.pattern,
         average_views=arguments.average_views,
         arch=config.arch,
@@ -177,12 +187,16 @@ def make_predictor(
 
 
 def make_reader(
-    arguments: argparse.Namespace, config: Config, form: Form | None
-) -> tuple[GlyphPredictor, GlyphPredictor | FormReader]:
+    arguments: argparse.Namespace, config: Config, form: "Form | None"
+) -> "tuple[GlyphPredictor, GlyphPredictor | FormReader]":
     """The one model that is asked for, and what reads with it: itself, or where there is a form, that form's reader."""
     [model] = models_of(arguments)
     predictor = make_predictor(model, arguments, config)
-    return predictor, FormReader(predictor, form) if form else predictor
+    if form is None:
+        return predictor, predictor
+    from glyphs.forms.forms import FormReader
+
+    return predictor, FormReader(predictor, form)
 
 
 def shared(arguments: argparse.Namespace) -> bool:
@@ -194,7 +208,7 @@ def read_together(
     arguments: argparse.Namespace, config: Config, number: int, count: int, meet: Callable[[], None]
 ) -> int:
     """Read a folder as process `number` of `count`; process 0 joins what all have written, and talks."""
-    form = read_form(arguments.fields) if arguments.fields else None
+    form = form_asked(arguments)
     predictor, reader = make_reader(arguments, config, form)
     [model] = models_of(arguments)
     listed = [field.words or () for field in form.fields] if form else [predictor.words or ()]
@@ -254,19 +268,19 @@ def read_together(
             results = ResultFile(parts.write, counts=parts.join(folder, tell))
             say(f"{results.summary()}; {describe_skipped(folder.skipped)}")
             failed = results.counts["failed"]
-            if isinstance(reader, FormReader) and page:
+            if page and not isinstance(reader, GlyphPredictor):
                 review(page, reader, folder, arguments, {}, results.counts.total())
     meet()  # the file is whole, whichever process ends first
     return SOME_FAILED if failed else 0
 
 
 def stream(
-    reader: GlyphPredictor | FormReader,
+    reader: "GlyphPredictor | FormReader",
     pictures: Iterable[tuple[str, Source | PictureError]],
     arguments: argparse.Namespace,
 ) -> Iterable[tuple[Row, Any]]:
     """A row for each picture, and what the network saw of it where it shows one character."""
-    if isinstance(reader, FormReader):
+    if not isinstance(reader, GlyphPredictor):
         return ((row, None) for row in reader.stream(pictures))
     if arguments.text:
         return ((reading, None) for reading in reader.read_stream(pictures, arguments.top_k))
@@ -274,11 +288,11 @@ def stream(
 
 
 def predict(
-    reader: GlyphPredictor | FormReader,
+    reader: "GlyphPredictor | FormReader",
     pictures: Iterable[tuple[str, Source | PictureError]],
     arguments: argparse.Namespace,
     results: ResultFile,
-    doubtful: Doubtful,
+    doubtful: "Doubtful",
 ) -> int:
     """Write a row for each picture that has none yet; complain about those that cannot be read, and count them.
 
@@ -313,6 +327,8 @@ def predict(
         results.write(prediction)
         results.counts[prediction.status] += 1
         if isinstance(prediction, FormReading):
+            from glyphs.forms.forms import note_doubtful
+
             note_doubtful(prediction.to_dict(), doubtful)
         if prediction.error:
             complain(one_line(prediction.error))
@@ -340,13 +356,15 @@ def open_review(arguments: argparse.Namespace) -> contextlib.AbstractContextMana
 
 def review(
     page: BinaryIO,
-    reader: FormReader,
+    reader: "FormReader",
     pictures: Iterable[tuple[str, Source | PictureError]],
     arguments: argparse.Namespace,
-    doubtful: Doubtful,
+    doubtful: "Doubtful",
     count: int,
 ) -> None:
     """Write the review sheet; a .jsonl file holds the rows of earlier runs and other processes, too."""
+    from glyphs.forms.forms import note_doubtful, write_review
+
     if arguments.output and arguments.output.suffix.lower() == ".jsonl":
         doubtful = {}
         with arguments.output.open("rb") as rows:

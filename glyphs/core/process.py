@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -48,6 +49,27 @@ def require_packages(*names: str) -> None:
             raise ModuleNotFoundError(name=name)
 
 
+def set_up() -> None:
+    """Set what holds for a whole process, before PyTorch, onnxruntime or Pillow is imported.
+
+    It is for commands: whoever imports the package decides for a process of their own.
+
+    What the user has set stays, but for MPLBACKEND.
+    """
+    # GNU OpenMP, which PyTorch computes with on Linux, reads this when torch is loaded.  Its threads wait for each
+    # other in a busy loop, by default for so long that, where other programs want the cores too, they mostly wait for
+    # threads that are not running (docs/PERFORMANCE.md, section on busy machines).
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "20000"
+    # Since its version 1.29, onnxruntime tells its makers on Linux, too, of each model that it opens, unless this is
+    # set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # Pillow warns of damaged EXIF data and the like: what can be read is read, what cannot is a PictureError.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Notebooks tell the programs that they start to draw by a package that need not be installed here.
+    os.environ.pop("MPLBACKEND", None)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Run a script's main function and return its exit status.
 
@@ -63,8 +85,7 @@ def run(main: Callable[[], int | None]) -> int:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - it stays open
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: not every terminal knows each character
-    # Notebooks tell the programs that they start to draw by a package that need not be installed here.
-    os.environ.pop("MPLBACKEND", None)
+    set_up()
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, interrupt)

@@ -8,7 +8,6 @@ authors would have: strokes of the usual width, white on black, 28x28.
 
 import functools
 import math
-import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -87,9 +86,6 @@ SMALL = 0.1  # likewise, below which a part must lie where a dot or a stroke's e
 CUT = 0.3  # likewise, below which a part that the picture's edge cuts is a neighbour's
 LARGE = 0.15  # likewise, above which a part may be a character for itself
 FARTHEST_DOT = 0.45  # how far off the dot of an i may lie, over the glyph's size
-
-# Pillow warns of damaged EXIF data and the like: what can be read is read, what cannot is a PictureError.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Glyph(NamedTuple):

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,11 +27,11 @@ from glyphs.models.runtime import default_model, describe_training, load_onnx, l
 from glyphs.output.rows import DECIMALS, Candidate, Prediction, Reading, Status
 from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, shrink_factor, to_grey
 from glyphs.pictures.glyph import preprocess
-from glyphs.pictures.page import Page, find_lines
 from glyphs.pictures.plain import EMNIST_FORM, Mode, to_planes
-from glyphs.reading.automaton import Automaton, pattern_automaton, word_automaton
-from glyphs.reading.lattice import forms
-from glyphs.reading.reader import read_page
+
+if TYPE_CHECKING:
+    from glyphs.pictures.page import Page
+    from glyphs.reading.automaton import Automaton
 
 Result = TypeVar("Result")
 
@@ -164,7 +164,7 @@ class GlyphPredictor:
         own.automaton = own.make_automaton(words, pattern) or (self.automaton and own.fitted(self.automaton))
         return own
 
-    def make_automaton(self, words: Sequence[str] | None, pattern: str | None) -> Automaton | None:
+    def make_automaton(self, words: Sequence[str] | None, pattern: str | None) -> "Automaton | None":
         """What a text can hold; None for anything.
 
         Raises
@@ -173,10 +173,13 @@ class GlyphPredictor:
         """
         if words is not None and pattern is not None:
             raise ConfigError("words and pattern both say what a text can hold: give one of them")
+        if words is None and pattern is None:
+            return None
+        from glyphs.reading.automaton import pattern_automaton, word_automaton  # one character is read without
+
         if words is not None:
             return self.fitted(word_automaton(words, self.class_names))
-        if pattern is None:
-            return None
+        assert pattern is not None
         automaton = self.fitted(pattern_automaton(pattern, self.class_names))
         if automaton.is_empty():
             raise ConfigError(
@@ -184,11 +187,13 @@ class GlyphPredictor:
             )
         return automaton
 
-    def fitted(self, automaton: Automaton) -> Automaton:
+    def fitted(self, automaton: "Automaton") -> "Automaton":
         """An automaton without the characters that the model knows and the alphabet rules out.
 
         Signs that the model does not know stay: the alphabet chooses among its classes, not among these.
         """
+        from glyphs.reading.lattice import forms  # as above
+
         allowed = {form for name in self.class_names for form in forms(name, self.class_names)}
         known = {form for name in self.facts["classes"] for form in forms(name, self.facts["classes"])}
         return automaton.without(frozenset(known - allowed))
@@ -305,8 +310,10 @@ class GlyphPredictor:
         for file, page in work_ahead(self.find_page, pictures):
             yield self.read_page(file, page, top_k)
 
-    def find_page(self, name: str | None, picture: Source | PictureError) -> tuple[str | None, Page | PictureError]:
+    def find_page(self, name: str | None, picture: Source | PictureError) -> "tuple[str | None, Page | PictureError]":
         """The lines of ink in a picture, or why it cannot be read."""
+        from glyphs.pictures.page import find_lines  # one character is read without
+
         file = None if name is None else valid_utf8(name)
         try:
             if isinstance(picture, PictureError):
@@ -320,9 +327,11 @@ class GlyphPredictor:
         return file, page
 
     def read_page(
-        self, file: str | None, page: Page | PictureError, top_k: int, automaton: Automaton | None = None
+        self, file: str | None, page: "Page | PictureError", top_k: int, automaton: "Automaton | None" = None
     ) -> Reading:
         """The text of a page; `automaton` knows what each line can hold, None is the predictor's."""
+        from glyphs.reading.reader import read_page  # as above
+
         require_top_k(top_k)
         automaton = automaton or self.automaton
         if isinstance(page, PictureError):
