@@ -50,7 +50,7 @@ def test_a_residual_checkpoint(tmp_path: Path) -> None:
     assert analyzer.count_parameters() == {"total": 3_409_135, "trainable": 3_409_135}
     assert analyzer.compute_size()["disk_bytes"] == path.stat().st_size
     assert 4 * 3_409_135 < analyzer.compute_size()["memory_bytes"] < 4.1 * 3_409_135
-    layers = {layer.name: layer for layer in analyzer.analyze_layers()}
+    layers = {layer.name: layer for layer in analyzer.description.layers}
     # A 3x3 convolution of 320 channels over 4x4 pixels, counted by hand.
     last = layers["stages.5.conv2"]
     assert (last.type, last.output_shape) == ("Conv3x3", (1, 320, 4, 4))
@@ -157,14 +157,14 @@ def test_an_export_has_the_layers_of_its_checkpoint(exported: tuple[Path, Path],
     ours, theirs = (ModelAnalyzer(each, "cpu", batch_size=4) for each in (path, source))
     assert ours.class_names == theirs.class_names
     assert ours.count_multiply_adds() == theirs.count_multiply_adds()
-    weighty = [layer for layer in theirs.analyze_layers() if layer.multiply_adds]
-    norms = sum(layer.parameters for layer in theirs.analyze_layers() if layer.type == "BatchNorm2d")
+    weighty = [layer for layer in theirs.description.layers if layer.multiply_adds]
+    norms = sum(layer.parameters for layer in theirs.description.layers if layer.type == "BatchNorm2d")
     kernels = sum(layer.parameters for layer in weighty)
     # Batch normalisation is a bias for each channel now, half of what it was, where it is not zero as at first.
     assert kernels <= (ours.count_parameters()["total"] or 0) <= kernels + norms // 2
     assert ours.count_parameters()["trainable"] is None
-    assert [layer.name for layer in ours.analyze_layers()] == [layer.name for layer in weighty]
-    assert [layer.output_shape for layer in ours.analyze_layers()] == [layer.output_shape for layer in weighty]
+    assert [layer.name for layer in ours.description.layers] == [layer.name for layer in weighty]
+    assert [layer.output_shape for layer in ours.description.layers] == [layer.output_shape for layer in weighty]
     report = ours.analyze()
     assert report["settings"]["emnist_split"] == "balanced"
     assert "fuses" in report["layers_note"]
@@ -174,7 +174,7 @@ def test_an_export_has_the_layers_of_its_checkpoint(exported: tuple[Path, Path],
 
 def test_a_matrix_product_is_counted(tmp_path: Path) -> None:
     analyzer = ModelAnalyzer(save_small_onnx(tmp_path / "m.onnx"), "cpu")
-    [layer] = analyzer.analyze_layers()
+    [layer] = analyzer.description.layers
     assert (layer.type, layer.parameters, layer.multiply_adds) == ("MatMul", 784 * 47, 784 * 47)
 
 

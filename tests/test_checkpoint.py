@@ -22,9 +22,9 @@ from glyphs.models.checkpoint import (
     save_checkpoint,
     start_from,
     write_checkpoint,
-    write_half_precision,
 )
 from glyphs.models.network import EnhancedGlyphCNN
+from recipes.half_precision import write_half_precision
 from tests.conftest import refused
 
 NAMES = ["0", "1", "A", "b", "\u00fc"]

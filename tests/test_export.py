@@ -19,6 +19,7 @@ from glyphs.core.config import EXPORT_FORMATS
 from glyphs.core.errors import CheckpointError, ConfigError, GlyphError
 from glyphs.core.timing import Timing
 from glyphs.data.loaders import TensorLoader
+from glyphs.evaluation import analyzer
 from glyphs.evaluation.analyzer import describe_onnx
 from glyphs.models import export
 from glyphs.models.checkpoint import load_model
@@ -57,6 +58,14 @@ def test_the_graph_answers_as_the_model_does_at_any_batch(exported: tuple[Path, 
             expected = model(images).softmax(dim=1).numpy()
         np.testing.assert_allclose(given, expected, atol=1e-5)
         np.testing.assert_allclose(given.sum(axis=1), 1, atol=1e-5)
+
+
+def test_an_export_times_no_layers(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analyzer, "measure_layers", lambda *_: pytest.fail("an export waits for 55 timed passes"))
+    written = analyzer.ModelAnalyzer(exported[0], "cpu").export("onnx", tmp_path / "model.onnx")
+    assert written.path == tmp_path / "model.onnx"
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.5, 0.99, 1.0])

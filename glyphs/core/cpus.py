@@ -12,8 +12,7 @@ def usable_cpus() -> int:
     """The cores that affinity and a container's CPU quota leave to this process.
 
     Processes that torchrun started share them.  OMP_NUM_THREADS, where set, is the user's own choice and stands, but
-    for the 1 that torchrun sets by itself.  (joblib.cpu_count knows most of this too, but takes 0.15 seconds to
-    import, a third of the time in which a prediction should be there.)
+    for the 1 that torchrun sets by itself.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

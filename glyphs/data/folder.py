@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_args
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor
 
+from glyphs.core.ahead import work_ahead
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import DataError, PictureError
 from glyphs.core.files import explain_write_error, replace_file, valid_utf8
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 PIXELS = "glyphs.u8"
 INDEX = "index.jsonl"
 SKIPPED = "skipped.txt"
+AHEAD = 32  # pictures that wait for a thread, while results are written
 FLUSH_EVERY = 1000  # pictures between two times that the index catches up with the pixels on disk
 TEST_SHARE = 0.2  # of each class, where there is no test folder
 # Why a picture that can be read is not used, and what then helps.
@@ -320,6 +321,4 @@ def prepare_all(paths: list[str], form: InputForm, *, with_cover: bool = False) 
         # What is no picture is not read for it: it may be a device, or a pipe that never ends.
         return result, 0 if isinstance(result, str) else content_of(path)
 
-    parallel = joblib.Parallel(n_jobs=usable_cpus(), prefer="threads", return_as="generator")
-    results: Iterator[tuple[Glyph | str, int]] = parallel(joblib.delayed(examine)(path) for path in paths)
-    return results
+    return work_ahead(examine, ((path,) for path in paths), usable_cpus(), AHEAD)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 from PIL import Image
 
+from glyphs.core.ahead import work_ahead
 from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import ConfigError, DataError, PictureError
@@ -135,7 +135,4 @@ def spread(paths: Sequence[str], count: int) -> list[str]:
 
 
 def in_threads(function: Callable[[str], Look | None], paths: Sequence[str]) -> list[Look | None]:
-    results: list[Look | None] = joblib.Parallel(n_jobs=usable_cpus(), prefer="threads")(
-        joblib.delayed(function)(path) for path in paths
-    )
-    return results
+    return list(work_ahead(function, ((path,) for path in paths), usable_cpus()))

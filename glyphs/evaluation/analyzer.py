@@ -11,7 +11,7 @@ import math
 import statistics
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,15 @@ class Description:
     parameters: int
     trainable: int | None  # None for an export, which is not trained
     memory_bytes: int
-    layers: list[Layer] = field(repr=False)
+    find_layers: Callable[[], list[Layer]] = field(repr=False)
+
+    @functools.cached_property
+    def layers(self) -> list[Layer]:
+        """In the order in which an image passes them; of an ONNX graph, those that have weights.
+
+        A checkpoint's are timed when they are first asked for: an export need not wait for that.
+        """
+        return self.find_layers()
 
 
 class ModelAnalyzer:
@@ -131,10 +139,6 @@ class ModelAnalyzer:
     def compute_size(self) -> dict[str, int]:
         """Bytes of the weights in memory, and of the file on disk."""
         return {"memory_bytes": self.description.memory_bytes, "disk_bytes": self.path.stat().st_size}
-
-    def analyze_layers(self) -> list[Layer]:
-        """The layers in the order in which an image passes them; those of an ONNX graph that have weights."""
-        return self.description.layers
 
     def count_multiply_adds(self) -> int:
         """Multiply-adds for one image: of convolutions and matrix products."""
@@ -242,8 +246,10 @@ def describe_checkpoint(path: Path, arch: str | None = None) -> Description:
         parameters=sum(weights.numel() for weights in model.parameters()),
         trainable=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         memory_bytes=sum(t.numel() * t.element_size() for t in itertools.chain(model.parameters(), model.buffers())),
-        layers=measure_layers(
-            model.network if isinstance(model, Calibrated) else model, form_of(config.to_dict()).shape
+        find_layers=functools.partial(
+            measure_layers,
+            model.network if isinstance(model, Calibrated) else model,
+            form_of(config.to_dict()).shape,
         ),
     )
 
@@ -382,7 +388,7 @@ def describe_onnx(path: Path) -> Description:
         parameters=sum(layer.parameters for layer in layers),
         trainable=None,
         memory_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in proto.graph.initializer),
-        layers=layers,
+        find_layers=lambda: layers,
     )
 
 

@@ -29,7 +29,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from glyphs.core.ahead import work_ahead
 from glyphs.core.arrays import Floats, Points
+from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import ConfigError, DataError, PictureError
 from glyphs.core.files import replace_file, valid_utf8
 from glyphs.forms.align import lay_over
@@ -39,7 +41,7 @@ from glyphs.output.rows import SURE_STATUSES, FormReading, Reading, form_columns
 from glyphs.pictures.decode import MAX_PIXELS, Source, explain_fault, open_picture, shrink_factor, to_grey
 from glyphs.pictures.glyph import to_bytes
 from glyphs.pictures.page import Box, Page, find_lines
-from glyphs.reading.predictor import GlyphPredictor, work_ahead
+from glyphs.reading.predictor import GlyphPredictor
 from glyphs.reading.reader import read_words
 
 # By the name of a scan, the fields to look at: name, status, text, least probability.
@@ -271,7 +273,7 @@ class FormReader:
 
     def stream(self, pictures: Iterable[tuple[str, Source | PictureError]]) -> Iterator[FormReading]:
         """Read any number of scans, in order and in constant memory, finding ink while the network computes."""
-        for file, pages in work_ahead(self.find_pages, pictures):
+        for file, pages in work_ahead(self.find_pages, pictures, max(1, usable_cpus() - 1)):
             yield self.read(file, pages)
 
     def find_pages(self, name: str, picture: Source | PictureError) -> tuple[str, list[Page] | PictureError]:

@@ -259,17 +259,3 @@ def start_from(path: Path, config: Config, class_names: list[str]) -> tuple[Enha
     state["temperature"].fill_(1)
     model.load_state_dict(state)
     return model, len(shared)
-
-
-def write_half_precision(source: Path, target: Path) -> None:
-    """Write the weights of a checkpoint in float16, without training state or paths: for distribution."""
-    content = load_checkpoint(source)
-    content.pop("training", None)
-    content["model"] = {
-        name: weights.half() if weights.is_floating_point() else weights for name, weights in content["model"].items()
-    }
-    for field in dataclasses.fields(Config):
-        if field.metadata["may_change"] and field.name in content["config"] and field.name != "num_epochs":
-            content["config"][field.name] = field.default  # of the machine, not of the model
-    content["config"]["finetune"] = None  # a path, too
-    write_checkpoint(target, content)

@@ -11,12 +11,13 @@ import os
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from glyphs.core.ahead import work_ahead
 from glyphs.core.arrays import Bytes, Probabilities
 from glyphs.core.config import Config
 from glyphs.core.cpus import usable_cpus
@@ -32,8 +33,6 @@ from glyphs.pictures.plain import EMNIST_FORM, Mode, to_planes
 if TYPE_CHECKING:
     from glyphs.pictures.page import Page
     from glyphs.reading.automaton import Automaton
-
-Result = TypeVar("Result")
 
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
 CHUNK = 8  # pictures that a thread prepares before it takes others
@@ -307,7 +306,7 @@ class GlyphPredictor:
         self, pictures: Iterable[tuple[str | None, Source | PictureError]], top_k: int = 5
     ) -> Iterator[Reading]:
         """Read any number of pictures, as `stream` predicts them."""
-        for file, page in work_ahead(self.find_page, pictures):
+        for file, page in work_ahead(self.find_page, pictures, max(1, usable_cpus() - 1)):
             yield self.read_page(file, page, top_k)
 
     def find_page(self, name: str | None, picture: Source | PictureError) -> "tuple[str | None, Page | PictureError]":
@@ -427,23 +426,6 @@ class GlyphPredictor:
         if confidence < self.min_confidence:
             return Prediction(file, "uncertain", None, confidence, candidates)
         return Prediction(file, "ok", label, confidence, candidates)
-
-
-def work_ahead(work: Callable[..., Result], pictures: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """What a function makes of each picture, in order and in constant memory, some threads being a little ahead."""
-    pictures = iter(pictures)
-    workers = max(1, usable_cpus() - 1)  # one core for the thread that runs the network
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    waiting: deque[concurrent.futures.Future[Result]] = deque()
-    try:
-        while True:
-            for picture in itertools.islice(pictures, workers + 1 - len(waiting)):
-                waiting.append(pool.submit(work, *picture))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def require_top_k(top_k: int) -> None:
