@@ -220,7 +220,7 @@ def validate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     """Accuracy and cross-entropy in nats, means over the classes, after a temperature was fitted."""
     model.eval()
     logits = torch.cat([model(batch) for batch in torch.split(images, 256)])
-    logits = logits / fit_temperature(logits, labels, class_prior="uniform")
+    logits = logits / fit_temperature(logits, labels, class_prior="uniform").value
     right = (logits.argmax(1) == labels).double()
     losses = F.cross_entropy(logits, labels, reduction="none").double()
     counts = labels.bincount().double()

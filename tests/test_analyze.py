@@ -18,7 +18,13 @@ from glyphs.data.loaders import TensorLoader
 from glyphs.evaluation import analyzer as analyze
 from glyphs.evaluation.analyzer import ModelAnalyzer, format_analysis
 from glyphs.evaluation.comparator import ModelComparator
-from glyphs.models.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from glyphs.models.checkpoint import (
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    weights_digest,
+    write_checkpoint,
+)
 from glyphs.models.export import patterns
 from glyphs.models.network import EnhancedGlyphCNN
 from tests.conftest import refused
@@ -198,15 +204,38 @@ def test_a_product_without_weights_is_counted_too(tmp_path: Path) -> None:
 
 def test_the_evaluation_beside_a_checkpoint_is_shown_only_where_it_is_its_own(tmp_path: Path) -> None:
     path = save(tmp_path / "m.pth", NAMES)
-    found = {"checkpoint": str(path), "split": "balanced", "n": 100, "accuracy": 0.9}
+    weights = weights_digest(load_model(path)[0].state_dict())
+    found = {"weights": weights, "split": "balanced", "n": 100, "accuracy": 0.9, "doubts": ["was trained on them"]}
     (tmp_path / "metrics.json").write_text(json.dumps(found))
     report = ModelAnalyzer(path, "cpu", batch_size=1).analyze()
     assert report["stored_metrics"]["test"] == found
     assert "90.00% on 100 images (balanced)" in format_analysis(report)
-    others: list[Any] = [{**found, "checkpoint": str(tmp_path / "other.pth")}, {"n": 1}, []]
+    assert "It was trained on them" in format_analysis(report)
+    others: list[Any] = [{**found, "weights": weights[::-1]}, {**found, "weights": None}, {"n": 1}, []]
     for other in others:
         (tmp_path / "metrics.json").write_text(json.dumps(other))
-        assert analyze.find_evaluation(path) is None
+        assert analyze.find_evaluation(path, weights) is None
+
+
+def test_a_digest_of_weights_tells_any_change(tmp_path: Path) -> None:
+    state = load_model(save(tmp_path / "m.pth", NAMES))[0].state_dict()
+    digest = weights_digest(state)
+    assert weights_digest(dict(reversed(state.items()))) == digest
+    for change in ({"temperature": state["temperature"] * 1.001}, {"mean": state["mean"].double()}):
+        assert weights_digest(state | change) != digest
+
+
+def test_figures_of_the_model_that_lay_there_before_are_not_shown(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pth", NAMES)
+    weights = weights_digest(load_model(path)[0].state_dict())
+    found = {"checkpoint": str(path), "weights": weights, "split": "balanced", "n": 100, "accuracy": 0.9}
+    (tmp_path / "metrics.json").write_text(json.dumps(found))
+    assert ModelAnalyzer(path, "cpu", batch_size=1).description.metrics["test"] == found
+    torch.manual_seed(1)
+    save_checkpoint(
+        path, EnhancedGlyphCNN(len(NAMES), use_residual=False), Config(use_residual=False), NAMES, metrics={}
+    )
+    assert "test" not in ModelAnalyzer(path, "cpu", batch_size=1).description.metrics
 
 
 def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:

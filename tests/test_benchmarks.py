@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import EMNIST
 
-from benchmarks import page, peers, pictures, prediction, reading, small_data, symbols
+from benchmarks import calibration, page, peers, pictures, prediction, reading, small_data, symbols
 from benchmarks.throughput import SPIN_COUNTS, make_trainer, operations, random_images, write_emnist
 from glyphs.data.demo import render_demo
 from glyphs.evaluation.analyzer import ModelAnalyzer
@@ -254,6 +254,23 @@ def test_page_times_each_kind_of_drawing(tmp_path: Path) -> None:
     assert len(figures) == 2 * len(page.DRAWINGS)
     for name in page.DRAWINGS:
         assert figures[f"{name}: from stroke to answer, ms"][0] > figures[f"{name}: of these, its last request"][0] > 0
+
+
+def test_calibration_tells_evidence_from_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (400,), generator=generator)
+    sure = 4.0 * torch.eye(3)[labels] + torch.randn(400, 3, generator=generator)  # nearly all right
+    epochs = torch.stack([torch.randn(400, 3, generator=generator), sure]).double()
+    assert calibration.best_epoch(epochs, labels) == 1
+    first, ours, last = calibration.judge_epochs(epochs, labels, 10, 20, seed=1)
+    assert 0.9 < first == ours == last
+    found = calibration.judge_draws(epochs, labels, 10, 20, seed=1)
+    rows = {way: torch.stack(each).mean(0).tolist() for way, each in found.items()}
+    assert rows["none"][0] == 1
+    assert rows["likelihood"][0] < 0.3 < rows["ours"][0] < 1.2  # the bound, or nearly: nothing was wrong
+    assert rows["ours"][4] == 0  # never worse on its own part
+    assert rows["ours"][3] < rows["likelihood"][3] + 0.05
+    assert all(0.9 < right <= 1 for _, _, right, *_ in rows.values())
 
 
 def test_joining_counts_its_rows() -> None:

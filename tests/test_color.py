@@ -182,7 +182,12 @@ def test_what_an_image_goes_through_follows_from_seed_epoch_step_and_place() -> 
 
 def test_characters_keep_their_colours() -> None:
     assert make_augmentation(Config(), EMNIST_FORM) == Augmentation(15, 10, 0.08)
-    assert make_augmentation(Config(), FORM).then is not None
+    plain = make_augmentation(Config(), FORM)
+    assert plain is not None
+    assert plain.then is not None
+    nothing = Config(rotation_degree=0, affine_degree=0, translate=0, color_jitter=0, erasing=0)
+    assert make_augmentation(nothing, FORM) is None
+    assert make_augmentation(nothing, EMNIST_FORM) is None
 
 
 def test_the_first_batch_is_drawn_and_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
 from glyphs.commands.settings import add_settings, given_settings, setting_groups
@@ -121,6 +122,9 @@ def test_config_cannot_change_under_a_run() -> None:
         ("scheduler", "linear"),
         ("early_stopping_patience", 0),
         ("rotation_degree", -1),
+        ("rotation_degree", 1e300),
+        ("affine_degree", 90),
+        pytest.param("num_epochs", int("9" * 400), id="num_epochs-huge"),
         ("affine_degree", float("nan")),
         ("translate", 1.0),
         ("emnist_split", "Balanced"),
@@ -154,6 +158,21 @@ def test_values_at_the_edge_are_taken(name: str, value: float) -> None:
 
 def test_whole_numbers_serve_as_floats() -> None:
     assert type(Config.from_dict({"rotation_degree": 20}).rotation_degree) is float
+
+
+def test_paths_and_numbers_of_numpy_are_settings_too(tmp_path: Path) -> None:
+    config = Config(
+        data_dir=tmp_path,  # type: ignore[arg-type]
+        batch_size=np.int64(64),  # type: ignore[arg-type]
+        learning_rate=np.float64(0.5),
+        weight_decay=np.int32(1),  # type: ignore[arg-type]
+        use_residual=np.bool_(False),  # type: ignore[arg-type]
+    )
+    plain = Config(data_dir=str(tmp_path), batch_size=64, learning_rate=0.5, weight_decay=1.0, use_residual=False)
+    assert config == plain
+    assert json.loads(json.dumps(config.to_dict())) == plain.to_dict()
+    with refused(ConfigError, "batch_size", "must be of type int"):
+        Config(batch_size=np.float64(64))  # type: ignore[arg-type]
 
 
 def test_unknown_setting_is_refused_with_the_known_ones() -> None:
@@ -194,9 +213,10 @@ def test_reads_only_what_the_file_says(tmp_path: Path) -> None:
         (b"[" * 100_000, "JSON"),
         (b'{"batch_siz": 64}', "batch_siz"),
         (b'{"batch_size": "64"}', "batch_size"),
+        (b'{"seed": 1, "batch_size": 64, "seed": 2}', "'seed' is there twice"),
         (b'{"learning_rate": NaN}', "learning_rate"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_error_in_a_config_file_names_the_file(tmp_path: Path, content: bytes, fact: str) -> None:
     path = tmp_path / "my.json"

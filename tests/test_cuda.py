@@ -316,7 +316,7 @@ def test_calibration_finds_the_temperature_of_the_cpu(trained: Path, tmp_path: P
     for number, device in enumerate((DEVICE, CPU)):
         copy = tmp_path / f"{number}.pth"
         copy.write_bytes(trained.read_bytes())
-        temperatures.append(calibrate_checkpoint(copy, loaders(device)[1], device))
+        temperatures.append(calibrate_checkpoint(copy, loaders(device)[1], device).value)
         assert load_checkpoint(copy)["metrics"]["temperature"] == temperatures[-1] != 1
     assert temperatures[0] == pytest.approx(temperatures[1], rel=0.02)
 

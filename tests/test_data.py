@@ -335,6 +335,29 @@ def test_the_shares_of_several_processes_are_the_whole(count: int) -> None:
     assert torch.equal(labels, torch.cat([some_labels for _, some_labels in in_order]))
 
 
+def test_without_any_augmentation_images_stay_as_they_are(demo_files: Path) -> None:
+    config = {"data_dir": str(demo_files), "rotation_degree": 0, "affine_degree": 0, "translate": 0}
+    train = get_data_loaders(config).train
+    images, _ = next(iter(train))
+    assert images.dtype == torch.uint8
+    known = {image.numpy().tobytes() for image in train.images}
+    assert all(image.numpy().tobytes() in known for image in images)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (5, [5]), (8, [4, 4])])
+def test_in_training_an_image_that_is_left_over_joins_the_batch_before_it(count: int, sizes: list[int]) -> None:
+    images = torch.zeros(count, 1, 28, 28, dtype=torch.uint8)
+    loader = TensorLoader(images, torch.arange(count), 4, shuffle_seed=1)
+    assert len(loader) == len(sizes)
+    assert [len(labels) for _, labels in epoch(loader, 0)] == sizes
+    assert torch.cat([labels for _, labels in epoch(loader, 0)]).sort().values.tolist() == list(range(count))
+    shares = [loader.share(number, 2) for number in range(2)]
+    for step, size in enumerate(sizes):
+        assert [share.part_of(step) * size for share in shares] == [-(-size // 2), size // 2]
+    assert sorted(torch.cat([share.places for share in shares]).tolist()) == list(range(count))
+    assert len(TensorLoader(images, torch.arange(count), 4)) == -(-count // 4)  # evaluation needs no variance
+
+
 def test_fingerprint_changes_with_a_pixel_a_label_or_the_choice_of_images() -> None:
     fingerprint = numbered().fingerprint()
     assert numbered(shuffle_seed=9).fingerprint() == fingerprint

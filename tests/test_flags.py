@@ -54,7 +54,7 @@ def test_the_version_is_told(script: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_wrong_value_is_called_by_its_flag_only_where_it_came_from_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--epochs is 0: it must be above 0$"):
+    with pytest.raises(ConfigError, match=r"^--epochs is 0: it must be above 0, and at most 10\^15$"):
         call("enhanced_glyph_recognition", "--epochs", 0)
     (tmp_path / "settings.json").write_text('{"num_epochs": 0}')
     with pytest.raises(ConfigError, match=r"settings\.json: num_epochs is 0"):

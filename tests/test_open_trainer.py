@@ -2,7 +2,8 @@
 
 import csv
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from glyphs.core.errors import ConfigError
+from glyphs.core.errors import ConfigError, DataError
+from glyphs.core.protocols import Batch
 from glyphs.core.randomness import seed_everything
 from glyphs.data.loaders import TensorLoader
 from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint
@@ -29,6 +32,39 @@ def plain_module() -> nn.Sequential:
 def open_trainer(folder: Path, model: nn.Module | None = None, **arguments: Any) -> Trainer:
     settings = arguments.pop("settings", {})
     return Trainer(model or plain_module(), *make_loaders(), make_config(folder, **settings), CLASSES, **arguments)
+
+
+class Normed(nn.Sequential):
+    """With batch norm over features, which a batch of one image has no variance for."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(28 * 28, 8), nn.BatchNorm1d(8), nn.Linear(8, len(CLASSES)))
+
+
+def test_an_image_that_is_left_over_does_not_stop_batch_norm(tmp_path: Path) -> None:
+    train = TensorLoader(*make_images(33, 1), 16, shuffle_seed=1)
+    [row] = Trainer(Normed(), train, make_loaders()[1], make_config(tmp_path, num_epochs=1), CLASSES).fit()
+    assert math.isfinite(row["val_loss"])
+
+
+def test_an_image_that_a_users_loader_leaves_over_is_told_with_the_remedy(tmp_path: Path) -> None:
+    images, labels = make_images(33, 1)
+    train = DataLoader(TensorDataset(images, labels), batch_size=16)
+    with pytest.raises(ConfigError, match="drop_last=True"):
+        Trainer(Normed(), train, make_loaders()[1], make_config(tmp_path, num_epochs=1), CLASSES).fit()
+
+
+def test_a_loader_shorter_than_its_len_is_told(tmp_path: Path) -> None:
+    class Short:
+        def __len__(self) -> int:
+            return 4
+
+        def __iter__(self) -> Iterator[Batch]:
+            return iter(TensorLoader(*make_images(32, 1), 16))
+
+    trainer = Trainer(plain_module(), Short(), make_loaders()[1], make_config(tmp_path), CLASSES)
+    with pytest.raises(DataError, match=r"ended after 2 batches, but its len\(\) is 4"):
+        trainer.fit()
 
 
 class Noting(Callback):

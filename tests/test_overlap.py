@@ -1,5 +1,7 @@
 """A model that may have been trained on the test images is not measured without a word."""
 
+import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,17 @@ import pytest
 import torch
 
 import enhanced_glyph_recognition as script
-from glyphs.commands.models import overlaps
+from glyphs.commands.models import notes_on_test
 from glyphs.core.config import Config
 from glyphs.data.loaders import get_data_loaders
-from glyphs.data.overlap import copies, overlap
+from glyphs.data.overlap import copies, overlap, overlaps
+from glyphs.evaluation.analyzer import describe_onnx
 from glyphs.evaluation.comparator import ModelComparator
+from glyphs.models.checkpoint import ancestors_of, load_checkpoint
+from glyphs.models.export import describe
+from recipes.half_precision import write_half_precision
 from tests.conftest import emnist_paths, write_emnist, write_idx
-from tests.small import save_small_checkpoint
+from tests.small import NAMES, save_small_checkpoint, save_small_onnx
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,72 @@ def test_which_models_may_have_seen_the_test_images(
 ) -> None:
     words = overlap(trained_with, Config(**settings))
     assert (words is None) if word is None else (words is not None and word in words)
+
+
+BALANCED = {"dataset": "emnist", "emnist_split": "balanced"}
+
+
+@pytest.mark.parametrize(
+    ("ancestors", "words"),
+    [
+        ([BALANCED], ["was fine-tuned from a model that was trained on EMNIST balanced"]),
+        ([BALANCED, {"dataset": "folder", "seed": 42}], ["was fine-tuned from a model that was trained on EMNIST"]),
+        ([BALANCED, BALANCED], ["was fine-tuned from a model that was trained on EMNIST"]),  # once
+        ([{}], ["was fine-tuned from a model that was trained on nobody knows what"]),
+        ([{"dataset": "emnist", "emnist_split": "byclass"}], []),
+        ([], []),
+    ],
+)
+def test_what_any_ancestor_saw_counts(ancestors: list[dict[str, Any]], words: list[str]) -> None:
+    config = Config(emnist_split="byclass")
+    found = overlaps(config.to_dict(), ancestors, config)
+    assert [text[: len(start)] for text, start in zip(found, words, strict=True)] == words
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_models_own_evaluation_tells_what_its_ancestors_saw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = save_small_checkpoint(tmp_path / "first.pth")  # of EMNIST balanced
+    write_emnist(tmp_path, "digits", images_per_class=30)
+    settings = ["--data-dir", str(tmp_path), "--split", "digits", "--batch-size", "64", "--epochs", "1"]
+    settings += ["--no-use-residual", "--device", "cpu"]
+    script.main([*settings, "--finetune", str(first), "--output-dir", str(tmp_path / "one")])
+    warning = "was fine-tuned from a model that was trained on EMNIST balanced"
+    best = tmp_path / "one" / "best_model.pth"
+    assert f"warning: {best} {warning}" in capsys.readouterr().err
+    [doubt] = json.loads((tmp_path / "one" / "metrics.json").read_text())["doubts"]
+    assert doubt.startswith(warning)
+    small = tmp_path / "small.pth"
+    write_half_precision(best, small)  # which drops the name of the file
+    script.main([*settings, "--finetune", str(small), "--skip-eval", "--output-dir", str(tmp_path / "two")])
+    child = tmp_path / "two" / "best_model.pth"
+    script.main(["--resume", "--skip-eval", "--output-dir", str(tmp_path / "two")])
+    assert [each["emnist_split"] for each in load_checkpoint(child)["ancestors"]] == ["balanced", "digits"]
+    capsys.readouterr()
+    script.main(["--evaluate", str(child), "--data-dir", str(tmp_path)])
+    assert f"warning: {child} {warning}" in capsys.readouterr().err
+    comparator = ModelComparator([child, small], "cpu", 2)
+    notes = notes_on_test(comparator, Config(emnist_split="digits"), by_default=False)
+    assert [note[:40] for note in notes] == [f"{id} {warning}"[:40] for id in "AB"]
+
+
+def test_an_export_keeps_the_ancestors(tmp_path: Path) -> None:
+    config = Config(use_residual=False, emnist_split="byclass")
+    content = {"class_names": ["a"], "config": config.to_dict(), "ancestors": [BALANCED]}
+    assert json.loads(describe(content, config, {})["lineage"]) == {"ancestors": [BALANCED]}
+    path = save_small_onnx(
+        tmp_path / "m.onnx",
+        {"format": "1", "class_names": json.dumps(NAMES)}
+        | {"settings": json.dumps(config.to_dict()), "lineage": json.dumps({"ancestors": [BALANCED]})},
+    )
+    assert describe_onnx(path).ancestors == [BALANCED]
+
+
+def test_of_a_model_fine_tuned_before_ancestors_were_kept_nothing_is_known() -> None:
+    assert ancestors_of({"config": {"finetune": "first.pth"}}) == [{}]
+    assert ancestors_of({"config": {"finetune": None}}) == []
+    assert ancestors_of({"config": {"finetune": "first.pth"}, "ancestors": [BALANCED, 3]}) == [BALANCED, {}]
 
 
 def test_copies_are_counted_pixel_by_pixel() -> None:
@@ -64,7 +136,7 @@ def test_an_evaluation_on_what_may_have_been_trained_on_says_so(
 ) -> None:
     checkpoint = str(save_small_checkpoint(tmp_path / "balanced.pth"))
     write_emnist(tmp_path / "data", "bymerge")
-    monkeypatch.setattr("glyphs.commands.evaluate.evaluate", lambda *_, **__: None)
+    monkeypatch.setattr("glyphs.commands.evaluate.write_reports", lambda *_, **__: defaultdict(float))
     script.main(
         ["--evaluate", checkpoint, "--split", "bymerge", "--data-dir", str(tmp_path / "data"), "--device", "cpu"]
     )
@@ -74,9 +146,9 @@ def test_an_evaluation_on_what_may_have_been_trained_on_says_so(
 def test_a_comparison_on_what_may_have_been_trained_on_says_so(tmp_path: Path) -> None:
     comparator = ModelComparator([save_small_checkpoint(tmp_path / f"{name}.pth") for name in "ab"], "cpu")
     other, own = (
-        overlaps(comparator, Config(emnist_split=split), by_default=False) for split in ("bymerge", "balanced")
+        notes_on_test(comparator, Config(emnist_split=split), by_default=False) for split in ("bymerge", "balanced")
     )
     assert [note.split(" was trained on EMNIST balanced")[0] for note in other] == comparator.ids
     assert own == []
-    [note] = overlaps(comparator, Config(), by_default=True)
+    [note] = notes_on_test(comparator, Config(), by_default=True)
     assert "the split that" in note

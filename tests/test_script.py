@@ -259,8 +259,9 @@ def test_views_are_averaged_where_asked(whole: Path, tmp_path: Path) -> None:
 def test_the_best_model_is_calibrated_on_the_validation_images(whole: Path) -> None:
     temperature = load_checkpoint(whole / "best_model.pth")["model"]["temperature"].item()
     metrics = json.loads((whole / "metrics.json").read_text())
-    assert metrics["temperature"] == temperature != 1
-    assert metrics["ece"] != metrics["ece_uncalibrated"]
+    assert metrics["temperature"] == temperature == load_checkpoint(whole / "best_model.pth")["metrics"]["temperature"]
+    # 1 where what 60 images ask for would make the calibration error on themselves worse.
+    assert (metrics["ece"] != metrics["ece_uncalibrated"]) == (temperature != 1)
 
 
 def test_fine_tuning_goes_on_from_a_checkpoint_and_resumes(

@@ -11,9 +11,10 @@ from glyphs.core.distributed import rank
 from glyphs.core.errors import ConfigError
 from glyphs.core.process import say
 from glyphs.data.loaders import TensorLoader
+from glyphs.data.overlap import overlaps
 from glyphs.evaluation.evaluator import Evaluator
 from glyphs.evaluation.reports import write_reports
-from glyphs.models.checkpoint import BEST_MODEL, require_classes
+from glyphs.models.checkpoint import BEST_MODEL, ancestors_of, load_checkpoint, require_classes, weights_digest
 from glyphs.models.network import ViewAverage
 from glyphs.pictures.plain import form_of
 
@@ -60,11 +61,22 @@ def evaluate(
 ) -> None:
     """Measure the model of a checkpoint on the test images, and write the reports into the output folder."""
     require_classes(known, class_names, path)
+    content = load_checkpoint(path)
+    doubts = overlaps(content["config"], ancestors_of(content), config)
+    for words in doubts:
+        say(f"warning: {path} {words}")
     views = ViewAverage(model, form_of(config.to_dict()).edge) if average_views else model
     evaluation = Evaluator(views, class_names, device).evaluate(loader)
     if rank() > 0:
         return
-    metrics = write_reports(evaluation, Path(config.output_dir), split=config.data_name, checkpoint=str(path))
+    metrics = write_reports(
+        evaluation,
+        Path(config.output_dir),
+        split=config.data_name,
+        checkpoint=str(path),
+        weights=weights_digest(model.state_dict()),
+        doubts=doubts,
+    )
     on = f"{metrics['n']:,} images"
     if evaluation.refused:
         every = evaluation.refused + len(evaluation.labels)

@@ -14,7 +14,7 @@ from glyphs.core.files import claim_folder, explain_write_error, replace_file
 from glyphs.core.process import say
 from glyphs.core.text import CSV_ENCODING
 from glyphs.data.loaders import TensorLoader, get_data_loaders, get_test_loader
-from glyphs.data.overlap import overlap
+from glyphs.data.overlap import overlaps
 from glyphs.evaluation.analyzer import ModelAnalyzer, format_analysis, write_report
 from glyphs.evaluation.comparator import ModelComparator
 from glyphs.models.checkpoint import load_checkpoint, require_classes
@@ -67,7 +67,7 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
         split = settings.data_name
     comparison = comparator.compare(loader, class_names, split)
     if loader is not None:
-        comparison.notes.extend(overlaps(comparator, settings, by_default="emnist_split" not in given))
+        comparison.notes.extend(notes_on_test(comparator, settings, by_default="emnist_split" not in given))
     print(comparison.to_text())
     if arguments.output and arguments.output.suffix.lower() == ".csv":
         replace_file(arguments.output, comparison.to_csv().encode(CSV_ENCODING))
@@ -78,12 +78,12 @@ def compare(arguments: argparse.Namespace, config: Config, given: dict[str, Any]
     say_written(arguments.output, picture)
 
 
-def overlaps(comparator: ModelComparator, settings: Config, *, by_default: bool) -> list[str]:
+def notes_on_test(comparator: ModelComparator, settings: Config, *, by_default: bool) -> list[str]:
     """What a reader should know of the test images: which models may have been trained on them."""
-    notes = []
+    notes: list[str] = []
     for id, analyzer in zip(comparator.ids, comparator.analyzers, strict=True):
-        if words := overlap(analyzer.description.settings, settings):
-            notes.append(f"{id} {words}")
+        known = analyzer.description
+        notes.extend(f"{id} {words}" for words in overlaps(known.settings, known.ancestors, settings))
     if by_default and settings.dataset == "emnist":
         notes.append(
             f"The test images are those of EMNIST {settings.emnist_split}, the split that {comparator.ids[0]} was "

@@ -28,11 +28,9 @@ from glyphs.core.files import claim_folder
 from glyphs.core.process import PLOTTING_PACKAGES, require_packages, say
 from glyphs.core.randomness import address, seed_everything
 from glyphs.data.loaders import DataLoaders, get_data_loaders, get_test_loader, settled
-from glyphs.data.overlap import overlap
-from glyphs.evaluation.evaluator import as_bytes
 from glyphs.models.architecture import make_model, require_arch
-from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, load_checkpoint, load_model, start_from
-from glyphs.models.network import EnhancedGlyphCNN
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, lineage, load_checkpoint, load_model, start_from
+from glyphs.models.network import EnhancedGlyphCNN, as_bytes
 from glyphs.pictures.plain import form_of, to_pictures
 from glyphs.training.callbacks import require_tensorboard
 from glyphs.training.chance import near_chance
@@ -63,8 +61,6 @@ def evaluate_only(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     path = Path(arguments.evaluate)
     model, trained_with, known = load_model(path, given.get("arch"))
     config = evaluation_config(path, trained_with, given)
-    if words := overlap(trained_with.to_dict(), config):
-        say(f"warning: {path} {words}")
     with claimed(Path(config.output_dir)), explain_out_of_memory(config.batch_size):
         use_deterministic_algorithms(config.deterministic)
         device = choose_device(config.device)
@@ -106,7 +102,7 @@ def train_then_evaluate(arguments: argparse.Namespace, given: dict[str, Any], co
                 from glyphs.evaluation.calibration import calibrate_checkpoint  # SciPy: not before training
 
                 temperature = calibrate_checkpoint(path, data.val, device, config.arch)
-                say(f"calibrated on the validation images: temperature {temperature:.2f}")
+                say(f"calibrated: {temperature}")
                 drop_replaced(output_dir)
             barrier()  # before the others read it
             if arguments.skip_eval:
@@ -168,8 +164,10 @@ def train(
             say(f"for {num_images:,} training images: {as_flags(followed)} (what you set yourself stays)")
     seed_everything(address(config.seed, "weights"))
     model: nn.Module
+    ancestors: list[dict[str, Any]] = []
     if config.finetune is not None and checkpoint is None:
         model, known = start_from(Path(config.finetune), config, data.class_names)
+        ancestors = lineage(Path(config.finetune))
         say(f"fine-tuning {config.finetune}, which knows {known} of the {len(data.class_names)} classes")
     else:
         model = make_model(config, len(data.class_names))
@@ -186,7 +184,7 @@ def train(
         set_aside(output_dir)
     if arguments.lr_finder:
         config = find_learning_rate(model, data, config, ask=not arguments.accept_lr)
-    trainer = Trainer(model, data.train, data.val, config, data.class_names)
+    trainer = Trainer(model, data.train, data.val, config, data.class_names, ancestors=ancestors)
     if checkpoint is not None:
         try:
             trainer.resume(checkpoint)

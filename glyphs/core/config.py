@@ -1,8 +1,8 @@
 """Every setting of a training run, in one list: the flag, its help, its type and its check all come from here."""
 
 import dataclasses
-import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glyphs.core.errors import ConfigError, SettingError
+from glyphs.core.text import parse_json
 
 DATASETS = ("emnist", "folder", "demo")
 SPLITS = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
@@ -24,7 +25,10 @@ EXPORT_FORMATS = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "pt2": ".pt2"}  # 
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "above 0")
+COUNT: Check = (lambda value: 0 < value <= 10**15, "above 0, and at most 10^15")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
+TURN: Check = (lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
+SLANT: Check = (lambda value: 0 <= value < 90, "at least 0 and below 90 degrees")
 FRACTION: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 CALLABLE: Check = (
     lambda value: all(part.isidentifier() for part in re.sub(":(?=[^.:]+$)", ".", value).split(".")) and ":" in value,
@@ -86,7 +90,7 @@ class Config:
         choices=SPLITS,
     )
     batch_size: int = setting(
-        "training", 128, "images a step, all processes together; halve it when CUDA runs out of memory", check=POSITIVE
+        "training", 128, "images a step, all processes together; halve it when CUDA runs out of memory", check=COUNT
     )
     val_split: float = setting("data",
         0.1, "part of the training images held out for validation, the same share of each class",
@@ -94,7 +98,7 @@ class Config:
     )  # fmt: skip
     use_residual: bool = setting("model", True, "residual blocks; without: a light depthwise-separable network")
     dropout_rate: float = setting("model", 0.4, "dropout before the classifier", check=FRACTION)
-    num_epochs: int = setting("training", 50, "epochs of training", flag="epochs", check=POSITIVE, may_change=True)
+    num_epochs: int = setting("training", 50, "epochs of training", flag="epochs", check=COUNT, may_change=True)
     learning_rate: float = setting("training", 0.001, "the highest learning rate of the schedule", check=POSITIVE)
     weight_decay: float = setting(
         "training", 1e-4, "AdamW's, on weights but not on biases and norms", check=NOT_NEGATIVE
@@ -106,14 +110,12 @@ class Config:
         choices=SCHEDULERS,
     )
     early_stopping_patience: int = setting(
-        "training", 10, "stop after this many epochs without a better validation loss", check=POSITIVE, may_change=True
+        "training", 10, "stop after this many epochs without a better validation loss", check=COUNT, may_change=True
     )
     rotation_degree: float = setting(
-        "augmentation", 15.0, "augmentation: rotate by up to this many degrees", check=NOT_NEGATIVE
+        "augmentation", 15.0, "augmentation: rotate by up to this many degrees", check=TURN
     )
-    affine_degree: float = setting(
-        "augmentation", 10.0, "augmentation: shear by up to this many degrees", check=NOT_NEGATIVE
-    )
+    affine_degree: float = setting("augmentation", 10.0, "augmentation: shear by up to this many degrees", check=SLANT)
     translate: float = setting(
         "augmentation", 0.08, "augmentation: shift by up to this fraction of the side", check=FRACTION
     )
@@ -167,7 +169,7 @@ class Config:
         "data",
         None,
         "use only this many training images (validation included), for a quick look",
-        check=POSITIVE,
+        check=COUNT,
         type=int,
         unset="all",
     )
@@ -230,10 +232,8 @@ class Config:
             if value is None and field.default is None:
                 continue
             kind = field.metadata["type"]
-            # JSON writes 1.0 as 1; a bool is an int to Python, but not to a reader.
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value) if abs(value) < 10**300 else math.inf  # which is refused below
-                object.__setattr__(self, field.name, value)
+            value = plain(value, kind)
+            object.__setattr__(self, field.name, value)
             if type(value) is not kind:
                 raise SettingError(field.name, f"is {value!r}: it must be of type {kind.__name__}")
             if kind is float and not math.isfinite(value):
@@ -283,6 +283,18 @@ class Config:
         return Config.from_dict({**self.to_dict(), **given})
 
 
+def plain(value: Any, kind: type) -> Any:
+    """A setting as Python's own type, where another stands for it: a Path for its text, a NumPy number, 1 for 1.0."""
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # NumPy's scalars, and tensors of one number
+        value = value.item()
+    # JSON writes 1.0 as 1; a bool is an int to Python, but not to a reader.
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if abs(value) < 10**300 else math.inf  # which is refused as no finite number
+    return value
+
+
 def get_default_config() -> dict[str, Any]:
     """Every setting with its default, as a plain dict that is yours to change."""
     return Config().to_dict()
@@ -291,7 +303,7 @@ def get_default_config() -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Read settings from a JSON file, for example the config.json of an earlier run."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        values = parse_json(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -101,7 +101,12 @@ def fetch_steps(loader: Loader, seed: int, epoch: int, first_step: int = 0) -> I
     batches = start_anew(loader)
     for step in range(made_from, len(loader)):
         seed_everything(address(seed, "step", epoch, step))
-        batch = next(batches)
+        batch = next(batches, None)
+        if batch is None:
+            raise DataError(
+                f"the training loader ended after {step} batches, but its len() is {len(loader)}: make its __len__ the "
+                "number of batches that it gives"
+            )
         if step >= first_step:
             yield step, batch
 

@@ -1,7 +1,9 @@
 """Randomness is addressed, not consumed: a seed for each thing that is drawn at random."""
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -22,3 +24,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextlib.contextmanager
+def randomness_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards the global generators are as they were: PyTorch's on the CPU and on this device, NumPy's, Python's."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        # Of other GPUs nothing is drawn, and asking them for their state would start them.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

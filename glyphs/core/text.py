@@ -1,8 +1,10 @@
 """Words for people: one line, a table, a cell of a spreadsheet, the name of an alphabet."""
 
+import json
 import re
 import string
 import unicodedata
+from typing import Any
 
 ALPHABETS = {
     "digits": string.digits,
@@ -23,6 +25,20 @@ def one_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, which other packages write a page of."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON that people wrote.  Raises ValueError where it is none, or an object has a key twice."""
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {key!r} is there twice")
+            found[key] = value
+        return found
+
+    return json.loads(text, object_pairs_hook=to_dict)
 
 
 def heading(text: str) -> list[str]:

@@ -46,8 +46,11 @@ def augment(
 
     Returns
     -------
-    float32 [N, channels, H, W] in [0, 1].
+    float32 [N, channels, H, W] in [0, 1].  Where all three amounts are 0, the images as they are: they are not scaled
+    either.
     """
+    if rotation == shear == translate == 0:
+        return as_floats(images)
     # One draw of all six factors in -1..1 for every image, so that the amounts do not depend on each other.
     count = len(images) if batch is None else batch
     draws = torch.rand(count, 6, generator=generator, device=images.device)[part] * 2 - 1

@@ -30,6 +30,7 @@ from glyphs.data.demo import DEMO_CLASSES, render_demo
 from glyphs.data.division import hold_out, stratified_split
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
 from glyphs.data.overlap import copies
+from glyphs.data.own_augmentation import OwnAugmentation, OwnTransform
 from glyphs.models.checkpoint import load_checkpoint
 from glyphs.models.network import as_floats
 from glyphs.pictures.plain import EMNIST_FORM, InputForm, form_of, on_paper, to_planes, with_form
@@ -67,8 +68,9 @@ class TensorLoader:
     labels : int64 [M], on the same device.
     index : int64 [N], which images to use; by default all.
     shuffle_seed : None for the order of the index; else each epoch has its own order.
-    augmentation : None for the images as they are (uint8); else they become float in [0, 1].  A function of the user's
-        gets one image after the other; what it draws from global generators follows, in training, from the seed.
+    augmentation : None for the images as they are (uint8); else they become float in [0, 1].  A transform of the
+        user's, see `glyphs.data.own_augmentation.OwnAugmentation`, gets one image after the other; what it draws from
+        global generators follows, in training, from the seed.
     device : where the batches go; by default they stay on the images' device.
     refused : pictures that belong to this part of a data set, and could not be prepared.
     """
@@ -81,7 +83,7 @@ class TensorLoader:
         *,
         index: Tensor | None = None,
         shuffle_seed: int | None = None,
-        augmentation: Augmentation | Transform | None = None,
+        augmentation: Augmentation | OwnTransform | None = None,
         device: torch.device | str | None = None,
         refused: int = 0,
     ) -> None:
@@ -90,17 +92,28 @@ class TensorLoader:
         self.batch_size = batch_size
         self.index = torch.arange(len(labels)) if index is None else index
         self.shuffle_seed = shuffle_seed
-        self.augmentation = augmentation
         self.device = images.device if device is None else torch.device(device)
         self.refused = refused
+        self.augmentation: Augmentation | OwnTransform | None = None
         self.epoch = 0
         self.first_step = 0
         self.part = slice(None)  # of each batch
         self.form: InputForm | None = None  # what of a picture the images are, where that is known
         self.places = torch.arange(len(self.index))
+        if augmentation is not None and not isinstance(augmentation, Augmentation) and len(self.index) > 0:
+            augmentation = OwnAugmentation(augmentation, self._uncovered(images[self.index[:1]], 0, 1)[0])
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
+        count, size = len(self.index), self.batch_size
+        # Of a last batch of one image batch norm knows no variance: in training it joins the batch before it.
+        joined = self.shuffle_seed is not None and size > 1 and count > size and count % size == 1
+        return -(-count // size) - joined
+
+    def _batch(self, step: int) -> slice:
+        """Which places of the order the batch of a step has."""
+        end = len(self.index) if step == len(self) - 1 else (step + 1) * self.batch_size
+        return slice(step * self.batch_size, end)
 
     def seek(self, epoch: int, first_step: int) -> None:
         """Choose what the next iteration gives: the batches of this epoch, from this step on."""
@@ -115,12 +128,13 @@ class TensorLoader:
         """The loader of process `number` of `count`: of each batch the images number, number + count, and so on."""
         shared = copy.copy(self)
         shared.part = slice(number, None, count)
-        shared.places = self.places[self.places % self.batch_size % count == number]
+        steps = (self.places // self.batch_size).clamp(max=len(self) - 1)
+        shared.places = self.places[(self.places - steps * self.batch_size) % count == number]
         return shared
 
     def part_of(self, step: int) -> float:
         """The part of the step's images that this loader gives, from 0 to 1."""
-        whole = range(min(self.batch_size, len(self.index) - step * self.batch_size))
+        whole = range(len(self.index))[self._batch(step)]
         return len(whole[self.part]) / len(whole)
 
     def fingerprint(self) -> int:
@@ -141,18 +155,16 @@ class TensorLoader:
         generator = torch.Generator(self.device)
         first_step, self.first_step = self.first_step, 0
         for step in range(first_step, len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            batch = order[self._batch(step)]
             rows = batch[self.part]
-            images, labels = self.images[rows], move(self.labels[rows], self.device)
-            if images.shape[1] in COVERED_CHANNELS:
-                images = self._lay_on_paper(images, step, len(batch))
-            images = move(images, self.device)
-            if self.augmentation is not None and len(rows) > 0:
+            images = move(self._uncovered(self.images[rows], step, len(batch)), self.device)
+            labels = move(self.labels[rows], self.device)
+            if self.augmentation is None or len(rows) == 0:
+                pass
+            elif not isinstance(self.augmentation, Augmentation):
+                images = self.augmentation(images)
+            else:
                 generator.manual_seed(address(self.shuffle_seed or 0, "augment", self.epoch, step))
-                images = as_floats(images)
-                if not isinstance(self.augmentation, Augmentation):
-                    yield torch.stack([self.augmentation(image) for image in images]), labels
-                    continue
                 images = augment(
                     images,
                     generator,
@@ -164,21 +176,23 @@ class TensorLoader:
                     edge=self.augmentation.edge,
                 )
                 if self.augmentation.then is not None:
-                    images = self._transform(images, self.augmentation.then, step)
+                    images = self._transform(images, self.augmentation.then, step, len(batch))
             yield images, labels
 
-    def _transform(self, images: Tensor, transform: Transform, step: int) -> Tensor:
+    def _transform(self, images: Tensor, transform: Transform, step: int, batch: int) -> Tensor:
         """The images of a step, each through the transform with a seed of its own, whichever process has it."""
-        places = range(self.batch_size)[self.part]
+        places = range(batch)[self.part]
         changed = []
         with torch.random.fork_rng(devices=[]):
-            for place, image in zip(places, images, strict=False):
+            for place, image in zip(places, images, strict=True):
                 torch.manual_seed(address(self.shuffle_seed or 0, "transform", self.epoch, step, place))
                 changed.append(transform(image))
         return torch.stack(changed)
 
-    def _lay_on_paper(self, images: Tensor, step: int, batch: int) -> Tensor:
-        """The pictures of a step without the cover of their paper, uint8 [N, channels, H, W]."""
+    def _uncovered(self, images: Tensor, step: int, batch: int) -> Tensor:
+        """The pictures of a step, laid on paper where they have its cover: uint8 [N, channels, H, W]."""
+        if images.shape[1] not in COVERED_CHANNELS:
+            return images
         layers = images.movedim(1, -1).cpu().numpy()
         if self.augmentation is None:
             laid = on_paper(layers)
@@ -227,15 +241,14 @@ def get_data_loaders(
     config: Config | Mapping[str, Any],
     device: torch.device | str = "cpu",
     *,
-    augmentation: Augmentation | Transform | None = None,
+    augmentation: Augmentation | OwnTransform | None = None,
 ) -> DataLoaders:
     """Load the data set that the settings name and put it on the device.
 
     Parameters
     ----------
-    augmentation : instead of the one that the settings describe: how far to distort, or a function of an image, float
-        [1, H, W] in [0, 1], such as a Compose of torchvision's transforms (without ToTensor, and without Normalize,
-        which is the model's).
+    augmentation : instead of the one that the settings describe: how far to distort, or a function of an image, such as
+        a Compose of torchvision's transforms; see `glyphs.data.own_augmentation.OwnAugmentation`.
 
     Returns
     -------
@@ -285,7 +298,8 @@ def get_data_loaders(
                 f"note: {in_val:,} of {len(held_out):,} validation images and {in_test:,} of {len(test.chosen):,} test "
                 "images are copies, pixel by pixel, of images to train on: what is measured on these flatters a model"
             )
-    augmentation = augmentation or make_augmentation(config, form)
+    if augmentation is None:
+        augmentation = make_augmentation(config, form)
     train = TensorLoader(
         images,
         labels,
@@ -300,11 +314,16 @@ def get_data_loaders(
     return DataLoaders(train, val, make_test_loader(test, config, device), class_names)
 
 
-def make_augmentation(config: Config, form: InputForm) -> Augmentation:
-    """How far the settings distort training images of this form: characters in shape only, pictures in colour too."""
+def make_augmentation(config: Config, form: InputForm) -> Augmentation | None:
+    """How far the settings distort training images of this form: characters in shape only, pictures in colour too.
+
+    None where all of them are 0.
+    """
     amounts = config.rotation_degree, config.affine_degree, config.translate
     if form.mode != "plain":
-        return Augmentation(*amounts, form.edge)
+        return Augmentation(*amounts, form.edge) if any(amounts) else None
+    if not any((*amounts, config.color_jitter, config.erasing, config.mirror)):
+        return None
     return Augmentation(*amounts, form.edge, color_transform(config.color_jitter, config.erasing, mirror=config.mirror))
 
 

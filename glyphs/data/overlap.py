@@ -1,7 +1,7 @@
 """Whether the images that a model is measured on may be among those that it was trained on."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,22 @@ def overlap(trained_with: Mapping[str, Any], config: Config) -> str | None:
             "the figures may flatter it"
         )
     return None
+
+
+def overlaps(trained_with: Mapping[str, Any], ancestors: Iterable[Mapping[str, Any]], config: Config) -> list[str]:
+    """All reasons why test images may flatter a model, as `overlap` words them, and those of what it was made from.
+
+    Parameters
+    ----------
+    ancestors : the settings of the models that it was fine-tuned from; empty where nobody knows them.
+    """
+    found = [overlap(trained_with, config)]
+    for ancestor in ancestors:
+        words = overlap(ancestor, config)
+        if not ancestor:
+            words = "was trained on nobody knows what, the test images perhaps: the figures may flatter it"
+        found.append(words and f"was fine-tuned from a model that {words}")
+    return list(dict.fromkeys(words for words in found if words))
 
 
 def copies(train: Tensor, val: Tensor, test: Tensor) -> tuple[int, int]:

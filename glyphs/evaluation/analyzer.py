@@ -75,6 +75,7 @@ class Description:
     class_names: list[str]
     metrics: dict[str, Any]  # as stored by whoever wrote the file
     settings: dict[str, Any]
+    ancestors: list[dict[str, Any]]  # see `glyphs.models.checkpoint.ancestors_of`
     parameters: int
     trainable: int | None  # None for an export, which is not trained
     memory_bytes: int
@@ -237,12 +238,13 @@ def describe_checkpoint(path: Path, arch: str | None = None) -> Description:
     content = checkpoint.load_checkpoint(path)
     model, config = checkpoint.build_model(content, path, arch)
     stored = dict(content["metrics"])
-    if evaluation := find_evaluation(path):
+    if evaluation := find_evaluation(path, checkpoint.weights_digest(model.state_dict())):
         stored["test"] = evaluation
     return Description(
         class_names=content["class_names"],
         metrics=stored,
         settings=config.to_dict(),
+        ancestors=checkpoint.ancestors_of(content),
         parameters=sum(weights.numel() for weights in model.parameters()),
         trainable=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         memory_bytes=sum(t.numel() * t.element_size() for t in itertools.chain(model.parameters(), model.buffers())),
@@ -254,11 +256,11 @@ def describe_checkpoint(path: Path, arch: str | None = None) -> Description:
     )
 
 
-def find_evaluation(path: Path) -> dict[str, Any] | None:
-    """The metrics.json beside a checkpoint, where it says that it belongs to that checkpoint."""
+def find_evaluation(path: Path, weights: str) -> dict[str, Any] | None:
+    """The metrics.json beside a checkpoint, where it is of these weights and not of a model that was there before."""
     try:
         found = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
-        ours = Path(found["checkpoint"]).resolve() == path.resolve()
+        ours = found["weights"] == weights
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if ours and isinstance(found.get("accuracy"), float) else None
@@ -381,10 +383,12 @@ def describe_onnx(path: Path) -> Description:
             )
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     layers = graph_layers(proto, shapes)
+    settings = read_object(metadata.get("settings"))
     return Description(
         class_names=read_class_names(metadata, path),
         metrics=read_object(metadata.get("metrics")),
-        settings=read_object(metadata.get("settings")),
+        settings=settings,
+        ancestors=checkpoint.ancestors_of({"config": settings, **read_object(metadata.get("lineage"))}),
         parameters=sum(layer.parameters for layer in layers),
         trainable=None,
         memory_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in proto.graph.initializer),
@@ -460,6 +464,8 @@ def format_analysis(report: Mapping[str, Any]) -> str:
     lines.append(f"stored         {stored or 'no metrics'}")
     if test := report["stored_metrics"].get("test"):
         lines.append(f"stored, test   accuracy {test['accuracy']:.2%} on {test['n']:,} images ({test['split']})")
+        for words in test.get("doubts", ()):
+            lines += textwrap.wrap(one_line(f"It {words}"), WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)
     settings = one_line(", ".join(f"{key} {value}" for key, value in report["settings"].items()) or "none")
     lines += [*textwrap.wrap(f"settings       {settings}", WIDTH, subsequent_indent=" " * 15), ""]
     rows = [

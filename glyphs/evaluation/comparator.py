@@ -19,8 +19,8 @@ from glyphs.core.protocols import Loader, run_model
 from glyphs.core.timing import UNSTEADY_WORDS, unsteady
 from glyphs.evaluation.analyzer import ModelAnalyzer, measure
 from glyphs.evaluation.comparison import COSTS, MEASURED, SPEEDS, STORED, Comparison, differences, pareto_front
-from glyphs.evaluation.evaluator import as_bytes
 from glyphs.evaluation.metrics import Evaluation, metrics
+from glyphs.models.network import as_bytes
 from glyphs.models.runtime import Network
 from glyphs.pictures.plain import InputForm
 

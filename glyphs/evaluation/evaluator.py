@@ -11,7 +11,7 @@ from glyphs.core.errors import CheckpointError, DataError
 from glyphs.core.progress import progress
 from glyphs.core.protocols import Divisible, Loader, own_share, run_model
 from glyphs.evaluation.metrics import Evaluation
-from glyphs.models.network import as_floats, modes_kept
+from glyphs.models.network import as_bytes, as_floats, modes_kept
 
 
 class Evaluator:
@@ -141,8 +141,3 @@ class Evaluator:
                 f"label {int(labels[at])} of image {at} is out of range for {len(self.class_names)} classes"
             )
         return labels
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Images as uint8, whether they are already, or float in 0..1."""
-    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)

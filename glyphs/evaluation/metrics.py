@@ -163,21 +163,23 @@ def metrics(evaluation: Evaluation) -> dict[str, int | float]:
     }
 
 
-def calibration_bins(confidences: Tensor, correct: Tensor) -> Tensor:
+def calibration_bins(confidences: Tensor, correct: Tensor, weights: Tensor | None = None) -> Tensor:
     """float64 [3, 15]: images, summed confidence and correct answers in each bin of confidence.
 
     Parameters
     ----------
     confidences : float64 [N] in 0..1.
     correct : bool [N].
+    weights : float64 [N], how much each image counts; by default 1.
     """
     # Bin m holds the confidences in ((m - 1) / 15, m / 15], as in the paper.
     bins = (confidences * CALIBRATION_BINS).ceil().long().sub(1).clamp(min=0)
     sums = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
-    return sums.index_add_(1, bins, torch.stack([torch.ones_like(confidences), confidences, correct.double()]))
+    rows = torch.stack([torch.ones_like(confidences), confidences, correct.double()])
+    return sums.index_add_(1, bins, rows if weights is None else rows * weights)
 
 
-def calibration_error(confidences: Tensor, correct: Tensor) -> float:
+def calibration_error(confidences: Tensor, correct: Tensor, weights: Tensor | None = None) -> float:
     """Expected calibration error; arguments as for `calibration_bins`."""
-    images, confidence, right = calibration_bins(confidences, correct)
+    images, confidence, right = calibration_bins(confidences, correct, weights)
     return float((confidence - right).abs().sum() / images.sum())

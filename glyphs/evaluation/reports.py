@@ -1,7 +1,9 @@
 """The reports of an evaluation: metrics.json, texts and plots."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
@@ -18,19 +20,26 @@ SHEET_IMAGES = 48
 
 
 def write_reports(
-    evaluation: Evaluation, output_dir: Path, *, split: str, checkpoint: str
-) -> dict[str, int | float | str]:
+    evaluation: Evaluation,
+    output_dir: Path,
+    *,
+    split: str,
+    checkpoint: str,
+    weights: str = "",
+    doubts: Sequence[str] = (),
+) -> dict[str, Any]:
     """Write the metrics, two text reports and five pictures into an existing folder, and return the metrics.
 
     Parameters
     ----------
-    split, checkpoint : what was evaluated, for the record.
+    split, checkpoint, weights : what was evaluated, for the record; `weights` is a digest of the weights.
+    doubts : why the figures may flatter the model.
 
     Raises
     ------
     GlyphError : as `glyphs.core.files.replace_file` does.
     """
-    result = {"split": split, "checkpoint": checkpoint, **metrics(evaluation)}
+    result = {"split": split, "checkpoint": checkpoint, "weights": weights, "doubts": [*doubts], **metrics(evaluation)}
     names = evaluation.class_names
     write_text(output_dir / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False))
     write_text(output_dir / "classification_report.txt", report_classes(evaluation))

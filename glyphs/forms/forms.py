@@ -34,6 +34,7 @@ from glyphs.core.arrays import Floats, Points
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import ConfigError, DataError, PictureError
 from glyphs.core.files import replace_file, valid_utf8
+from glyphs.core.text import parse_json
 from glyphs.forms.align import lay_over
 from glyphs.forms.boxes import find_boxes
 from glyphs.forms.marks import clockwise, enclosed, find_marks, straighten
@@ -180,7 +181,7 @@ def read_form(path: Path) -> Form:
     PictureError : the picture of the empty form cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); --form EMPTY --fields {path} writes one") from None
     except (ValueError, RecursionError) as error:

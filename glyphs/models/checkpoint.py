@@ -6,6 +6,7 @@ needs.
 """
 
 import dataclasses
+import hashlib
 import io
 import re
 import warnings
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1
 FOLDER = 0x10  # of a zip archive's attributes
 BEST_MODEL = "best_model.pth"
 LATEST_CHECKPOINT = "latest_checkpoint.pth"
+LINEAGE = ("dataset", "emnist_split", "preprocess", "seed")  # the settings that tell which images were trained on
 MAX_CLASSES = 100_000  # more than any script has characters; a file that declares more is damaged or hostile
 
 
@@ -39,14 +41,16 @@ def save_checkpoint(
     *,
     metrics: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
+    ancestors: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write a checkpoint; see the head of this file.  Raises GlyphError as `replace_file` does."""
+    """Write a checkpoint; see the head of this file, and `ancestors_of`.  Raises GlyphError as `replace_file` does."""
     content = {
         "format": FORMAT_VERSION,
         "model": model.state_dict(),
         "config": config.to_dict(),
         "class_names": class_names,
         "metrics": dict(metrics),
+        "ancestors": [dict(each) for each in ancestors],
     }
     if training is not None:
         content["training"] = dict(training)
@@ -113,6 +117,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not 1 <= len(names) <= MAX_CLASSES or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: is damaged (its class names are not 1 to {MAX_CLASSES:,} strings)")
     return content
+
+
+def ancestors_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the models that a loaded checkpoint was fine-tuned from, one from the other, were trained on.
+
+    Returns
+    -------
+    For each, the first first, the settings of LINEAGE; empty where nobody knows, as in files from before these were
+    kept.
+    """
+    found = content.get("ancestors")
+    if isinstance(found, list):
+        return [each if isinstance(each, dict) else {} for each in found]
+    return [{}] if content["config"].get("finetune") else []
+
+
+def lineage(path: Path) -> list[dict[str, Any]]:
+    """The ancestors of a model that is fine-tuned from this checkpoint."""
+    content = load_checkpoint(path)
+    return [*ancestors_of(content), {name: content["config"].get(name) for name in LINEAGE}]
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """A digest of weights, the same for the same numbers: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        weights = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {weights.dtype} {list(weights.shape)}\n".encode())
+        digest.update(weights.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def training_state(

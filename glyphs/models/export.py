@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,7 @@ def export_model(
     if format == "onnx-int8":
         assert validation is not None
         return export_int8(source, output, model, config, content, validation, force, arch)
-    metadata = describe(content["class_names"], config, content["metrics"])
+    metadata = describe(content, config, content["metrics"])
     form = form_of(config.to_dict())
     log.info(f"converting {source} to {format}")
     written = (
@@ -234,8 +234,8 @@ def check_packages(format: str) -> None:
         raise GlyphError(f"an ONNX export needs more packages: pip install {' '.join(missing)}")
 
 
-def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of an export, each value a string; see `glyphs.models.runtime.load_onnx`."""
+def describe(content: Mapping[str, Any], config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of the export of a loaded checkpoint, each a string; see `glyphs.models.runtime.load_onnx`."""
     # What may change belongs to the machine that trained, such as its folders.
     settings = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata["may_change"]}
     form = form_of(settings)
@@ -244,11 +244,12 @@ def describe(class_names: Sequence[str], config: Config, metrics: Mapping[str, A
     meaning = brightness if form.mode == "plain" else "0 (black paper) to 1 (white ink)"
     return {
         "format": ONNX_FORMAT,
-        "class_names": json.dumps(list(class_names), ensure_ascii=False),
+        "class_names": json.dumps(content["class_names"], ensure_ascii=False),
         "preprocess": form.mode,
         "input": f"float32 [N, {', '.join(map(str, form.shape))}], {meaning}, upright; the graph normalises",
         "metrics": json.dumps(dict(metrics)),
         "settings": json.dumps(settings),
+        "lineage": json.dumps({"ancestors": checkpoint.ancestors_of(content)}),
     }
 
 
@@ -404,16 +405,16 @@ def export_int8(
     arch: str | None,
 ) -> Exported:
     """Quantise the ONNX export, judge it on validation images, and write it where it is good enough."""
-    names, form = content["class_names"], form_of(config.to_dict())
+    form = form_of(config.to_dict())
     (images, labels), (calibration, _) = divide_validation(validation, config.seed)
     with tempfile.TemporaryDirectory() as folder:
         log.info(f"converting {source} to onnx")
         plain = Path(folder) / "float.onnx"
-        plain.write_bytes(to_onnx(model, describe(names, config, content["metrics"]), form).SerializeToString())
+        plain.write_bytes(to_onnx(model, describe(content, config, content["metrics"]), form).SerializeToString())
         log.info(f"calibrating on {len(calibration):,} images, and quantising")
         quantised = quantise(plain, calibration)
         quantised_path = Path(folder) / "int8.onnx"
-        quantised_path.write_bytes(finish(quantised, describe(names, config, {})).SerializeToString())
+        quantised_path.write_bytes(finish(quantised, describe(content, config, {})).SerializeToString())
         networks = [load_onnx(path, "cpu")[0] for path in (quantised_path, plain)]
     log.info(f"comparing 8 bits with float32 on {len(images):,} images")
     answers, expected = (classify(network, images) for network in networks)
@@ -438,7 +439,7 @@ def export_int8(
         )
     # The metrics in the checkpoint are those of the unquantised model.
     metrics = {"val_accuracy": accuracy, "val_images": len(images)}
-    written = seal(finish(quantised, describe(names, config, metrics)).SerializeToString())
+    written = seal(finish(quantised, describe(content, config, metrics)).SerializeToString())
     with replacing(output) as file:
         file.write(written)
         file.flush()

@@ -28,6 +28,11 @@ def as_floats(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype) / 255 if images.dtype == torch.uint8 else images
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Images as uint8, whether they are already, or float in 0..1."""
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation beside a shortcut (He et al., arXiv 1512.03385, fig. 2).
 

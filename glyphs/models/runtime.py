@@ -132,7 +132,8 @@ def load_onnx(path: Path, device: str, *, threads: int | None = None) -> Loaded:
     colour, [N, 3, H, H], where the `settings` say so; output `probabilities`, float32 [N, C]; metadata `format`,
     `class_names` (a JSON list), `preprocess`, `settings` (a JSON object) and, at the end of the file, `sha256` (see
     glyphs.models.seal; older exports have none).  For people and other programs, glyphs.models.export adds `input`
-    (the form of the images in words) and `metrics` (a JSON object).
+    (the form of the images in words), `metrics` and `lineage` (JSON objects; see
+    `glyphs.models.checkpoint.ancestors_of` for the last).
 
     Raises
     ------

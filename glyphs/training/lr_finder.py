@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import math
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from glyphs.core.devices import autocast_dtype, move
 from glyphs.core.errors import TrainingError
 from glyphs.core.progress import progress
 from glyphs.core.protocols import Loader, fetch_steps, require_batches
+from glyphs.core.randomness import randomness_kept
 from glyphs.models.network import as_floats, modes_kept
 
 if TYPE_CHECKING:
@@ -148,19 +148,13 @@ class LRFinder:
     def _everything_restored(self) -> Iterator[None]:
         model_state = copy.deepcopy(self.model.state_dict())
         optimizer_state = copy.deepcopy(self.optimizer.state_dict())
-        device = next(self.model.parameters()).device
-        # Of the other GPUs nothing is drawn, and asking them for their state would start them.
-        gpus = [device] if device.type == "cuda" else []
-        numpy_state, python_state = np.random.get_state(), random.getstate()
         try:
-            with modes_kept(self.model), torch.random.fork_rng(gpus):
+            with modes_kept(self.model), randomness_kept(next(self.model.parameters()).device):
                 yield
         finally:
             self.model.load_state_dict(model_state)
             self.optimizer.load_state_dict(optimizer_state)
             self.optimizer.zero_grad()
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def smooth(losses: list[float]) -> list[float]:

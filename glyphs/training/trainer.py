@@ -43,7 +43,7 @@ from glyphs.core.progress import progress
 from glyphs.core.protocols import Divisible, Loader, fetch_steps, own_share, require_batches, run_model, start_anew
 from glyphs.core.randomness import address, seed_everything
 from glyphs.core.text import first_line
-from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, save_checkpoint, training_state
+from glyphs.models.checkpoint import BEST_MODEL, LATEST_CHECKPOINT, ancestors_of, save_checkpoint, training_state
 from glyphs.models.network import as_floats
 from glyphs.pictures.plain import with_form
 from glyphs.training.callbacks import Callback, EpochLine, HistoryFile, ProgressBar, SignalWatch, TensorBoard
@@ -96,6 +96,8 @@ class Trainer:
         times an epoch; a ReduceLROnPlateau after every epoch, with the validation loss.
     callbacks : see `glyphs.training.callbacks.Callback`; called in this order.
     metrics : names of further columns of the history, each with a function of all validation logits and labels.
+    ancestors : of a model that is fine-tuned, what those before it were trained on, for the checkpoints: see
+        `glyphs.models.checkpoint.lineage`.
 
     Raises
     ------
@@ -144,6 +146,7 @@ class Trainer:
         scheduler: LRScheduler | Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
         callbacks: Sequence[Callback] = (),
         metrics: Mapping[str, Metric] | None = None,
+        ancestors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.config = config if isinstance(config, Config) else Config.from_dict(config)
         if form := getattr(train_loader, "form", None):  # what a checkpoint must say, for pictures to be read as these
@@ -158,6 +161,7 @@ class Trainer:
         self.train_loader = own_share(train_loader)
         self.val_loader = own_share(val_loader)
         self.class_names = class_names
+        self.ancestors: Sequence[Mapping[str, Any]] = ancestors
         self.output_dir = Path(self.config.output_dir)
         self.num_steps = len(train_loader)
 
@@ -293,7 +297,7 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         with self._autocast():
-            logits = self._classify(self.parallel_model, images)
+            logits = self._train_forward(images)
             # A process without images must still take part in averaging the gradients: with zeros.
             loss = self.criterion(logits, labels) * part if len(labels) else logits.sum()
         # The mean over the processes of these gradients is the gradient of the whole batch's mean loss.
@@ -308,6 +312,17 @@ class Trainer:
         correct = (logits.argmax(1) == labels).sum()
         # All processes have the same norm: one counts it.
         return StepStats(loss.detach(), correct, correct.new_full((), len(labels)), norm * (rank() == 0))
+
+    def _train_forward(self, images: Tensor) -> Tensor:
+        try:
+            return self._classify(self.parallel_model, images)
+        except ValueError as error:  # which batch norm over nothing but channels raises
+            if len(images) != 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                "a batch of one image tells the network's batch norm no variance; choose larger batches, and let your "
+                "own DataLoader leave out the last by drop_last=True"
+            ) from None
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -410,7 +425,7 @@ class Trainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             metrics = {key: self.early_stopping.best[key] for key in ("epoch", "val_loss", "val_accuracy")}
             path = self.output_dir / BEST_MODEL
-            save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics)
+            save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics, ancestors=self.ancestors)
 
     def save(self) -> None:
         """Write latest_checkpoint.pth: everything that a resumed run needs."""
@@ -432,7 +447,15 @@ class Trainer:
         path = self.output_dir / LATEST_CHECKPOINT
         metrics = {key: self.history[-1][key] for key in ("epoch", "val_loss", "val_accuracy") if self.history}
         if rank() == 0:
-            save_checkpoint(path, self.model, self.config, self.class_names, metrics=metrics, training=training)
+            save_checkpoint(
+                path,
+                self.model,
+                self.config,
+                self.class_names,
+                metrics=metrics,
+                training=training,
+                ancestors=self.ancestors,
+            )
         self._saved_at = time.monotonic()
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
@@ -443,6 +466,7 @@ class Trainer:
         CheckpointError : it holds no training state, or comes from other data, classes or another architecture.
         """
         training = training_state(checkpoint, self.class_names, self.num_steps, self._fingerprint)
+        self.ancestors = ancestors_of(checkpoint)
         stopping = dict(training["early_stopping"])
         if "best" not in stopping and training["history"]:  # of the version that kept the weights of the lowest loss
             stopping["best"] = min(training["history"], key=lambda row: row["val_loss"])
