@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Analyse a model, compare models, export one.
+"""Analyse a model, compare models, export one, audit the data.
 
 python model_utils.py --analyze outputs/best_model.pth
 python model_utils.py --compare exp1/best_model.pth exp2/best_model.pth --data-dir ./data
 python model_utils.py --export outputs/best_model.pth --format onnx
 python model_utils.py --export outputs/best_model.pth --format onnx-int8 --data-dir ./data
+python model_utils.py --audit --data-dir ./my-glyphs --folds 5 --output audit
 
 A MODEL is a checkpoint (.pth) or an .onnx export of this project.
 """

@@ -1,4 +1,4 @@
-"""What model_utils.py does: models analysed, compared, exported."""
+"""What model_utils.py does: models analysed, compared, exported, data audited."""
 
 import argparse
 import contextlib
@@ -29,7 +29,11 @@ def analyze_compare_or_export(arguments: argparse.Namespace, given: dict[str, An
     show_log()
     limit_threads()
     with explain_out_of_memory(config.batch_size):
-        if arguments.analyze:
+        if arguments.audit:
+            from glyphs.commands.audit import audit  # SciPy and more, which the others do without
+
+            audit(arguments, given, config)
+        elif arguments.analyze:
             analyze(arguments, config)
         elif arguments.compare:
             compare(arguments, config, given)

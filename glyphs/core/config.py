@@ -173,6 +173,15 @@ class Config:
         type=int,
         unset="all",
     )
+    drop: str | None = setting(
+        "data",
+        None,
+        "leave out the images that this audit.csv lists, but for those whose verdict is keep; see docs/AUDIT.md",
+        type=str,
+    )
+    relabel: str | None = setting(
+        "data", None, "give the images that this audit.csv lists the labels that it suggests, but likewise", type=str
+    )
     label_smoothing: float = setting("training", 0.1, "share of the target spread over all classes", check=FRACTION)
     class_prior: str = setting(
         "training",

@@ -74,6 +74,7 @@ class FolderData(NamedTuple):
     test: Tensor  # int64 [T]
     class_names: list[str]
     test_refused: int  # pictures of the test part that could not be prepared
+    files: list[str]  # M paths below the data folder; empty for an image that no picture has any more
 
 
 def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) -> FolderData:
@@ -114,6 +115,9 @@ def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) ->
         )
     labels = torch.full((store.count,), -1)
     contents = torch.tensor(store.contents, dtype=torch.int64)
+    files = [""] * store.count
+    for picture in (picture for pictures in usable.values() for picture in pictures):
+        files[store.places[picture.key] or 0] = picture.key.name
     parts = {}
     for part, pictures in usable.items():
         parts[part] = torch.tensor([store.places[p.key] for p in pictures], dtype=torch.int64)
@@ -146,7 +150,7 @@ def load_folders(data_dir: Path, cache_dir: Path, form: InputForm, seed: int) ->
             )
     class_names = [valid_utf8(name) for name in names]
     return FolderData(
-        store.images(), labels, contents, train, parts.get("val"), parts["test"], class_names, test_refused
+        store.images(), labels, contents, train, parts.get("val"), parts["test"], class_names, test_refused, files
     )
 
 

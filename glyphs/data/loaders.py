@@ -11,7 +11,7 @@ A batch, whoever makes it: images [N, 1, H, W], uint8 or float in [0, 1], white 
 import copy
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from glyphs.data.division import hold_out, stratified_split
 from glyphs.data.emnist import CLASS_NAMES, Part, load_emnist
 from glyphs.data.overlap import copies
 from glyphs.data.own_augmentation import OwnAugmentation, OwnTransform
+from glyphs.data.verdicts import amend
 from glyphs.models.checkpoint import load_checkpoint
 from glyphs.models.network import as_floats
 from glyphs.pictures.plain import EMNIST_FORM, InputForm, form_of, on_paper, to_planes, with_form
@@ -277,7 +278,7 @@ def get_data_loaders(
         training, own_val, test = load_folder_sets(config)
     else:
         training, test = load_set(config, "train", device), load_set(config, "test", device)
-    images, labels, chosen, class_names, contents, _ = training
+    images, labels, chosen, class_names, contents, *_ = training
     if config.max_train_images is not None:
         chosen, _ = stratified_split(labels, chosen, config.max_train_images, config.seed)
     if own_val is not None:
@@ -310,7 +311,8 @@ def get_data_loaders(
         device=device,
     )
     train.form = form
-    val = TensorLoader(images, labels, config.batch_size, index=held_out, device=device)
+    val_labels = labels if own_val is None else own_val.labels
+    val = TensorLoader(images, val_labels, config.batch_size, index=held_out, device=device)
     return DataLoaders(train, val, make_test_loader(test, config, device), class_names)
 
 
@@ -370,6 +372,12 @@ class GlyphSet(NamedTuple):
     class_names: list[str]
     contents: Tensor | None = None  # int64 [M], of pictures: equal where their files are the same
     refused: int = 0  # pictures of the part that could not be prepared
+    files: Sequence[str] = ()  # M, of pictures: their paths below the data folder
+
+    def amended(self, config: Config) -> "GlyphSet":
+        """The part as the settings `drop` and `relabel` have it; see `glyphs.data.verdicts.amend`."""
+        labels, chosen = amend(self.images, self.labels, self.chosen, self.class_names, self.contents, config)
+        return self._replace(labels=labels, chosen=chosen)
 
 
 def make_test_loader(test: GlyphSet, config: Config, device: torch.device | str) -> TensorLoader:
@@ -386,7 +394,8 @@ def load_set(config: Config, part: Part, device: torch.device | str) -> GlyphSet
     else:
         images, labels = load_emnist(Path(config.data_dir), config.emnist_split, part)
         class_names = CLASS_NAMES[config.emnist_split]
-    return GlyphSet(images.to(device), labels.to(device), torch.arange(len(labels)), class_names)
+    part_of_set = GlyphSet(images, labels, torch.arange(len(labels)), class_names).amended(config)
+    return part_of_set._replace(images=images.to(device), labels=part_of_set.labels.to(device))
 
 
 def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet | None, GlyphSet]:
@@ -402,6 +411,8 @@ def load_folder_sets(config: Config) -> tuple[GlyphSet, GlyphSet | None, GlyphSe
     data = in_turn(lambda: load_folders(Path(config.data_dir), cache_dir, form, config.seed))
 
     def part(places: Tensor, refused: int = 0) -> GlyphSet:
-        return GlyphSet(data.images, data.labels, places, data.class_names, data.contents, refused)
+        return GlyphSet(data.images, data.labels, places, data.class_names, data.contents, refused, data.files).amended(
+            config
+        )
 
     return part(data.train), None if data.val is None else part(data.val), part(data.test, data.test_refused)
