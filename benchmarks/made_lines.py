@@ -35,7 +35,7 @@ from scipy.stats import rankdata
 from benchmarks.text import edit_distance, plain
 from glyphs.core.arrays import Bytes, Floats
 from glyphs.data.emnist import ALL_62, load_emnist
-from glyphs.pictures.page import Page
+from glyphs.pictures.lines import Page
 from glyphs.reading.cuts import character_odds, draw_candidate
 from glyphs.reading.lattice import Lattice, Span, lattice_of
 from glyphs.reading.predictor import GlyphPredictor
@@ -168,8 +168,11 @@ def overlaps(owners: NDArray[np.int16], page: Page, lattice: Lattice) -> dict[Sp
 
     That is a share of the ink of both together: 1 for a right cut.
     """
-    zoom = round(page.zoom)
-    large = np.kron(owners, np.ones((zoom, zoom), np.int16))
+    places = [
+        np.minimum(((np.arange(side) + 0.5) / page.zoom).astype(int), own - 1)
+        for side, own in zip(page.ink.shape, owners.shape, strict=True)
+    ]
+    large = owners[np.ix_(*places)]
     count = int(owners.max()) + 1
     sizes = np.bincount(large[large != NOBODY], minlength=count)
     shares = np.zeros((len(lattice.line.pieces) + 1, count), np.int64)

@@ -55,9 +55,9 @@ from glyphs.models.network import EnhancedGlyphCNN
 from glyphs.models.runtime import load_onnx
 from glyphs.output.results import json_row, open_results
 from glyphs.output.rows import Prediction, RowKind
-from glyphs.pictures.decode import open_picture, to_grey
+from glyphs.pictures.decode import open_picture, to_colour
 from glyphs.pictures.glyph import preprocess
-from glyphs.pictures.page import find_lines
+from glyphs.pictures.lines import find_lines
 from glyphs.pictures.plain import EMNIST_FORM
 from glyphs.reading.reader import read_words
 
@@ -152,7 +152,7 @@ def write_kinds(folder: Path, checkpoint: Path, exported: Path) -> dict[str, Kin
 
 def look_at(path: Path) -> None:
     preprocess(path)
-    find_lines(to_grey(open_picture(path)))
+    find_lines(to_colour(open_picture(path)))
 
 
 def read_onnx(path: Path) -> None:

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.made_lines import FITTING, TOUCHING, load_characters, make_line, make_text, overlaps
 from glyphs.core.arrays import Bytes, Floats
-from glyphs.pictures.decode import to_grey
-from glyphs.pictures.page import find_lines
+from glyphs.pictures.decode import to_colour
+from glyphs.pictures.lines import find_lines
 from glyphs.reading.cuts import CONV_STRIDE, VIEW_SIDE, draw_candidate
 from glyphs.reading.lattice import lattice_of
 
@@ -38,7 +38,7 @@ def make_candidates(data_dir: Path, lines: int, seed: int) -> tuple[Bytes, Float
     for number in range(lines):
         random = np.random.default_rng((seed, number))
         made = make_line(random, characters, make_text(random), TOUCHING[number % len(TOUCHING)])
-        page = find_lines(to_grey(made.picture))
+        page = find_lines(to_colour(made.picture))
         for line in page.lines:
             lattice = lattice_of(line)
             for span, (_, common) in overlaps(made.owners, page, lattice).items():

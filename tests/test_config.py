@@ -34,6 +34,8 @@ PROMISED = {
 OTHERS: dict[str, tuple[Any, list[str]]] = {
     "emnist_split": ("byclass", ["--split", "byclass"]),
     "image_size": (40, ["--image-size", "40"]),
+    "drop": ("audit.csv", ["--drop", "audit.csv"]),
+    "relabel": ("audit.csv", ["--relabel", "audit.csv"]),
     "color": ("on", ["--color", "on"]),
     "color_jitter": (0.2, ["--color-jitter", "0.2"]),
     "erasing": (0.5, ["--erasing", "0.5"]),

@@ -163,7 +163,7 @@ def weights(folder: Path, name: str = LATEST_CHECKPOINT) -> dict[str, Tensor]:
 
 def test_the_gradients_are_those_of_one_process(results: list[dict[str, Any]], tmp_path: Path) -> None:
     expected = gradients(tmp_path)
-    assert len(expected) == 6
+    assert len(expected) == 5  # a single image that is left over joins the batch before it
     for result in results:
         assert result["world"] == 2
         for (stats, found), (own_stats, own) in zip(result["gradients"], expected, strict=True):

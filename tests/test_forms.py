@@ -90,7 +90,7 @@ def test_scans_become_a_table_with_a_column_a_field(folder: Path, tmp_path: Path
     assert header[:4] == ["file", "status", "name", "name probability"]
     assert [row[0] for row in rows] == ["0.jpg", "1.jpg"]
     read_right = sum(row[2 + 2 * i] == PEOPLE[number][i] for number, row in enumerate(rows) for i in range(3))
-    assert read_right >= 5
+    assert read_right >= 5, rows
     for row in rows:
         assert all(0 <= float(probability) <= 1 for probability in row[3:8:2])
         assert float(row[-2]) == min(map(float, row[3:8:2]))

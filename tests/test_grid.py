@@ -12,10 +12,10 @@ import inference
 from glyphs.data.demo import font_folder
 from glyphs.output.results import open_terminal
 from glyphs.output.rows import RowKind
-from glyphs.pictures.decode import to_grey
+from glyphs.pictures.decode import to_colour
 from glyphs.pictures.grid import cell_numbers, find_grid
+from glyphs.pictures.lines import find_lines
 from glyphs.pictures.morphology import components_of
-from glyphs.pictures.page import find_lines, read_cells
 from glyphs.reading.predictor import GlyphPredictor
 from tests.conftest import ROOT
 
@@ -83,15 +83,13 @@ def test_writing_that_does_not_keep_to_cells_is_not_read_by_cells() -> None:
     font = ImageFont.truetype(font_folder() / "DejaVuSans.ttf", 150)
     for place, character in enumerate("HEAT"):
         ImageDraw.Draw(squared).text((EDGE + 160 * place + 60, EDGE + 105), character, font=font, fill=0)
-    for page, by_cells in ((squared, False), (sheet(ROWS), True)):
-        ink = (1 - np.asarray(page) / 255).astype(np.float32)
-        grid = find_grid(components_of(ink > 0.3))
-        assert grid is not None
-        assert (read_cells(ink, 0.3, grid) is not None) == by_cells
+    assert find_grid(components_of(np.asarray(squared) < 128)) is not None
+    assert find_lines(to_colour(squared)).grid is None
+    assert find_lines(to_colour(sheet(ROWS))).grid == (4, 4)
 
 
 def test_each_cell_is_one_piece_and_an_empty_one_none() -> None:
-    page = find_lines(to_grey(aslant(sheet(ROWS))))
+    page = find_lines(to_colour(aslant(sheet(ROWS))))
     assert [[piece.cell for piece in line.pieces] for line in page.lines] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
@@ -106,7 +104,7 @@ def test_a_cell_of_another_colour_is_read() -> None:
     place = np.s_[EDGE + CELL : EDGE + 2 * CELL, EDGE : EDGE + 2 * CELL]
     shade[place] = shade[place] * 0.6
     page = Image.fromarray(shade)
-    assert [len(line.pieces) for line in find_lines(to_grey(page)).lines] == [4, 4, 3, 4]
+    assert [len(line.pieces) for line in find_lines(to_colour(page)).lines] == [4, 4, 3, 4]
 
 
 def test_a_photographed_sudoku_is_read_and_what_stands_above_left_out() -> None:

@@ -53,7 +53,8 @@ LATER = {
     "torchvision.datasets": "a second, which only a download need wait for",
     "tqdm": "a tenth of a second, which one answer need not wait for",
     "tqdm.auto": "likewise",
-    "glyphs.pictures.page": "what finds text, which one character is read without",
+    "glyphs.pictures.finder": "likewise, where a second look is not needed",
+    "glyphs.pictures.lines": "what finds text, which one character is read without",
     "glyphs.reading.reader": "likewise",
     "glyphs.reading.automaton": "likewise",
     "glyphs.reading.lattice": "likewise",
@@ -69,6 +70,7 @@ LATER = {
     "onnxruntime": "likewise: it may do without .onnx models",
     "onnxruntime.quantization.shape_inference": "likewise",
     "pyarrow": "optional",
+    "pypdfium2": "optional",
     "pyarrow.parquet": "optional",
 }
 MODULES = sorted(path for path in (ROOT / "glyphs").rglob("*.py") if path.stem != "__init__")
@@ -135,7 +137,7 @@ def test_finds_the_imports_that_it_judges() -> None:
     assert "output" in siblings(ROOT / "glyphs/evaluation/reports.py")
     assert "torchvision" in packages(ROOT / "glyphs/data/emnist.py")  # within a function
     assert {"Floats", "Points"} <= defined(ROOT / "glyphs/core/arrays.py")
-    assert {"SMALL_SIDE", "MOST_ZOOM", "Box", "find_lines"} <= defined(ROOT / "glyphs/pictures/page.py")
+    assert {"STEEPEST_LINE", "LEAST_SLOPE", "Box", "find_lines"} <= defined(ROOT / "glyphs/pictures/lines.py")
 
 
 @PACKAGE
@@ -210,7 +212,7 @@ def test_one_answer_needs_neither_torch_nor_what_reads_text() -> None:
     assert result.returncode == 0, result.stderr
     loaded = set(json.loads(result.stdout.splitlines()[-1]))
     assert {"onnxruntime", "glyphs.pictures.glyph"} <= loaded
-    assert not loaded & {"torch", "tqdm", "filelock", "scipy.spatial", "glyphs.pictures.page", "glyphs.forms.forms"}
+    assert not loaded & {"torch", "tqdm", "filelock", "scipy.spatial", "glyphs.pictures.lines", "glyphs.forms.forms"}
 
 
 @pytest.mark.slow

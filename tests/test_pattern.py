@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import inference
 from glyphs.core.errors import ConfigError
-from glyphs.pictures.page import Box, Line, Page, Piece
+from glyphs.pictures.lines import Box, Line, Page, Piece
 from glyphs.reading.automaton import MOST_STATES, Automaton, pattern_automaton, word_automaton
 from glyphs.reading.lattice import Known, matching_path
 from glyphs.reading.predictor import GlyphPredictor

@@ -17,14 +17,16 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import inference
 from glyphs.core import devices
 from glyphs.core.cpus import usable_cpus
-from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError
+from glyphs.core.errors import CheckpointError, ConfigError, DataError, GlyphError, PictureError
 from glyphs.core.text import PRIORS
 from glyphs.models.checkpoint import load_checkpoint, load_model, write_checkpoint
 from glyphs.output.results import relative_names
-from glyphs.pictures.decode import Source
-from glyphs.pictures.find import PictureFolder, describe_skipped
+from glyphs.pictures import find
+from glyphs.pictures.decode import Source, open_picture, to_grey
+from glyphs.pictures.find import AllPages, PictureFolder, describe_skipped
 from glyphs.pictures.glyph import Glyph, preprocess
 from glyphs.pictures.plain import InputForm
 from glyphs.reading import predictor as predict
@@ -501,3 +503,71 @@ def test_onnxruntime_tells_its_makers_nothing(tmp_path: Path, monkeypatch: pytes
     result = run_python("inference.py", "--model", str(model), "--image", str(tmp_path / "glyph.png"))
     assert result.returncode == 0, result.stderr
     assert list(home.rglob("*")) == []
+
+
+# ---- Pages ----
+
+
+def write_pages(folder: Path, count: int = 3) -> list[Image.Image]:
+    """A TIFF and a GIF of some pages, each of which shows another glyph."""
+    pages = [draw_glyph(3 * number) for number in range(count)]
+    for name in ("scan.tif", "frames.GIF"):
+        pages[0].save(folder / name, save_all=True, append_images=pages[1:])
+    return pages
+
+
+def test_all_pages_are_pictures(tmp_path: Path) -> None:
+    pages = write_pages(tmp_path)
+    draw_glyph().save(tmp_path / "single.tif")
+    (tmp_path / "broken.tif").write_bytes(b"II*")
+    named = dict(AllPages(PictureFolder(tmp_path)))
+    assert list(named) == [
+        *("broken.tif", "frames.GIF", "frames.GIF#2", "frames.GIF#3"),
+        *("scan.tif", "scan.tif#2", "scan.tif#3", "single.tif"),
+    ]  # fmt: skip
+    for name in ("scan.tif", "frames.GIF"):
+        for suffix, page in zip(("", "#2", "#3"), pages, strict=True):
+            picture = named[name + suffix]
+            assert not isinstance(picture, PictureError)
+            assert np.abs(to_grey(open_picture(picture)) - to_grey(page)).max() < 0.02
+
+
+def test_rows_of_pages_are_named_after_their_file(onnx_file: Path, tmp_path: Path) -> None:
+    write_pages(tmp_path)
+    output = tmp_path / "rows.json"
+    saved = ["--save-preprocessed", str(tmp_path / "saved")]
+    arguments = ["--model", str(onnx_file), "--image", str(tmp_path / "scan.tif"), "--output", str(output), *saved]
+    assert inference.main(arguments) == 0
+    names = [f"{tmp_path / 'scan.tif'}{suffix}" for suffix in ("", "#2", "#3")]
+    rows = json.loads(output.read_text())
+    assert [row["file"] for row in rows] == names
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        f"scan.tif{n}.png" for n in ("#2", "#3", "")
+    ]
+
+
+def test_pages_that_are_left_out_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pages(tmp_path, 4)
+    monkeypatch.setattr(find, "MOST_PAGES", 2)
+    *_, (name, error) = AllPages([("a.tif", str(tmp_path / "scan.tif"))])
+    assert name == "a.tif#3"
+    assert "has 4 pages; those after 2 are left out" in str(error)
+
+
+def test_pages_of_a_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pypdfium2")
+    pages = [draw_glyph(number).resize((400, 400)) for number in (0, 9)]
+    path = tmp_path / "scan.pdf"
+    pages[0].save(path, save_all=True, append_images=pages[1:], resolution=200)
+    named = list(AllPages([("scan.pdf", str(path))]))
+    assert [name for name, _ in named] == ["scan.pdf", "scan.pdf#2"]
+    for (_, source), page in zip(named, pages, strict=True):
+        assert not isinstance(source, PictureError)
+        assert np.abs(to_grey(open_picture(source)) - to_grey(page)).mean() < 0.03
+    path.write_bytes(b"%PDF-1.7 and no more")
+    with refused(PictureError, path, "cannot be read as a PDF"):
+        open_picture(path)
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    with refused(PictureError, path, "pip install pypdfium2"):
+        open_picture(path)

@@ -1,5 +1,6 @@
 """What holds of every picture, whatever its size, shape and content: Hypothesis looks for one of which it does not."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import glyphs.pictures.glyph
-from glyphs.core.arrays import Floats
+from glyphs.core.arrays import Bytes
 from glyphs.core.errors import PictureError
 from glyphs.data.folder import prepare
 from glyphs.pictures.glyph import preprocess
-from glyphs.pictures.page import Page, find_lines
+from glyphs.pictures.lines import Page, find_lines
 from glyphs.pictures.plain import InputForm, Mode
 from glyphs.reading.predictor import GlyphPredictor
 from glyphs.reading.reader import read_page
@@ -52,7 +53,7 @@ def pictures(draw: st.DrawFn) -> NDArray[np.uint8]:
 @given(pictures())
 @pytest.mark.slow
 def test_every_picture_is_answered_or_refused(picture: NDArray[np.uint8]) -> None:
-    status, pixels, _ = preprocess(picture)
+    status, pixels, *_ = preprocess(picture)
     assert (status == "ok") == (pixels is not None)
     if pixels is not None:
         assert pixels.shape == (28, 28)
@@ -63,7 +64,7 @@ def test_every_picture_is_answered_or_refused(picture: NDArray[np.uint8]) -> Non
 @quick
 @given(pictures())
 def test_plain_never_refuses(picture: NDArray[np.uint8]) -> None:
-    status, pixels, _ = preprocess(picture, InputForm("plain"))
+    status, pixels, *_ = preprocess(picture, InputForm("plain"))
     assert status == "ok"
     assert pixels is not None
     assert pixels.shape == (28, 28)
@@ -90,15 +91,16 @@ def test_strips_are_answered_or_refused(shape: tuple[int, int]) -> None:
 @pytest.fixture
 def broken_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preprocessing that divides by zero where a picture has 13 rows."""
-    whole = glyphs.pictures.decode.to_grey
+    whole = {name: getattr(glyphs.pictures.decode, name) for name in ("to_grey", "to_colour")}
 
-    def to_grey(picture: Image.Image) -> Any:
-        return whole(picture) / (picture.size[1] - 13 or 1 // 0)
+    def fault(picture: Image.Image, name: str) -> Any:
+        return whole[name](picture) if picture.size[1] != 13 else 1 // 0
 
-    monkeypatch.setattr("glyphs.pictures.glyph.to_grey", to_grey)
+    for name in whole:
+        monkeypatch.setattr(f"glyphs.pictures.glyph.{name}", functools.partial(fault, name=name))
 
 
-FAULT = r"fault .* please report it: ZeroDivisionError: .*\(test_properties\.py, line \d+, in to_grey\)"
+FAULT = r"fault .* please report it: ZeroDivisionError: .*\(test_properties\.py, line \d+, in fault\)"
 
 
 @pytest.mark.usefixtures("broken_program")
@@ -123,14 +125,14 @@ def test_a_fault_of_the_program_costs_a_folder_one_picture(tmp_path: Path, mode:
 def test_a_fault_of_the_program_costs_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing: dict[str, Any] = {}
 
-    def find(grey: Floats) -> Page:
-        return find_lines(grey) if grey.shape[0] != 13 else nothing["lines"]
+    def find(picture: Bytes) -> Page:
+        return find_lines(picture) if picture.shape[0] != 13 else nothing["lines"]
 
     def read(page: Page, *rest: Any) -> Any:
-        return read_page(page, *rest) if page.ink.shape[1] % 17 else 1 // 0
+        return read_page(page, *rest) if page.size[0] != 170 else 1 // 0
 
-    monkeypatch.setattr("glyphs.reading.predictor.find_lines", find)
-    monkeypatch.setattr("glyphs.reading.predictor.read_page", read)
+    monkeypatch.setattr("glyphs.pictures.lines.find_lines", find)
+    monkeypatch.setattr("glyphs.reading.reader.read_page", read)
     sizes = {"a.png": (80, 80), "b.png": (20, 13), "c.png": (170, 100), "d.png": (80, 80)}
     for name, size in sizes.items():
         draw_glyph().resize(size).save(tmp_path / name)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import http.client
 import io
 import json
@@ -24,14 +25,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 import inference
 from benchmarks.service_torture import BROKEN, bomb
 from glyphs.core.arrays import Bytes, Probabilities
-from glyphs.core.errors import ConfigError
+from glyphs.core.errors import ConfigError, PictureError
 from glyphs.models import runtime as networks
+from glyphs.output.rows import Reading
+from glyphs.pictures.decode import open_picture, to_grey
 from glyphs.reading.predictor import GlyphPredictor
 from glyphs.serving import service as service_module
 from glyphs.serving.engine import Engine
@@ -388,6 +392,53 @@ def test_corrected_pictures_are_kept_in_folders_of_classes(service: Running, kep
     assert len(list(kept.rglob("*.png"))) == 2
 
 
+def odd_pictures() -> dict[str, Image.Image]:
+    """A glyph in forms that a careless copy loses: of 16 bits, and transparent in each of the ways there are."""
+    grey = draw_glyph()
+    ink = ImageOps.invert(grey)
+    deep = Image.fromarray(np.asarray(grey, np.uint16) * 200 + 3000)
+    clear = Image.new("RGBA", grey.size, (0, 0, 0, 0))  # black ink on nothing
+    clear.putalpha(ink)
+    light = Image.new("LA", grey.size, (255, 0))  # white ink on nothing
+    light.putalpha(ink)
+    palette = Image.fromarray((np.asarray(ink) > 0).astype(np.uint8), "L").convert("P")
+    palette.putpalette([0, 0, 0] * 256)
+    palette.info["transparency"] = 0
+    colour = Image.merge("RGB", [grey, grey, Image.new("L", grey.size, 255)])
+    return {"deep": deep, "clear": clear, "light": light, "palette": palette, "colour": colour}
+
+
+@pytest.mark.parametrize("kind", odd_pictures())
+def test_what_is_kept_is_what_was_read(tmp_path: Path, kind: str) -> None:
+    file = io.BytesIO()
+    odd_pictures()[kind].save(file, "PNG")
+    read = to_grey(open_picture(file.getvalue()))
+    assert read.std() > 0.1  # neither all white nor all black
+    kept = tmp_path / service_module.Collection(tmp_path, Limits()).keep(file.getvalue(), "7")
+    assert np.abs(to_grey(open_picture(kept)) - read).max() <= 2 / 255
+    with Image.open(kept) as plain:
+        assert plain.mode in ("L", "RGB", "RGBA")
+        assert not plain.info
+
+
+def test_what_would_be_kept_otherwise_than_it_is_read_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "plain_copy", lambda picture: Image.new("L", picture.size, 255))
+    with pytest.raises(PictureError, match="not kept"):
+        service_module.Collection(tmp_path, Limits()).keep(png(), "7")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_last_correction_of_a_picture_holds(tmp_path: Path) -> None:
+    collection = service_module.Collection(tmp_path, Limits(collected_pictures=1))
+    first = collection.keep(png(), "1")
+    assert collection.keep(png(), "7") == first.replace("1/", "7/", 1)
+    [path] = tmp_path.rglob("*.png")
+    assert path.parent.name == "7"
+    assert (collection.pictures, collection.bytes) == (1, path.stat().st_size)
+
+
 def test_kept_pictures_are_bounded(model: Path, tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "old.png").write_bytes(png())
@@ -588,9 +639,71 @@ def test_torture(model: Path) -> None:
     assert counts["not as it must be"] == 0
 
 
+def test_a_text_that_takes_too_long_costs_its_own_row_and_holds_up_nobody(model: Path) -> None:
+    predictor = GlyphPredictor(model)
+    slow = copy.copy(predictor)
+
+    def network(images: Bytes) -> Probabilities:
+        time.sleep(0.3)
+        return predictor.network(images)
+
+    slow.network = network
+    long = Image.new("L", (2000, 800), 255)
+    for place in range(100):
+        long.paste(draw_glyph(place % 10).resize((50, 50)), (20 + place % 25 * 75, 40 + place // 25 * 160))
+    file = io.BytesIO()
+    long.save(file, "PNG")
+
+    async def both(engine: Engine) -> tuple[list[Reading], list[Any]]:
+        reading = asyncio.create_task(engine.read(slow, 5, [("long.png", file.getvalue())]))
+        answers = await asyncio.wait_for(engine.predict(predictor, 5, [(None, png())]), 30)
+        return await reading, answers
+
+    with contextlib.closing(Engine(Metrics().batches, networks=1, text_seconds=0.2)) as engine:
+        [reading], [(answer, _)] = asyncio.run(both(engine))
+    assert reading.status == "failed"
+    assert "long.png: its text was not read within 0.2 seconds" in str(reading.error)
+    assert answer.status == "ok"
+
+
+def test_work_of_a_client_that_left_is_dropped(model: Path) -> None:
+    slow = copy.copy(GlyphPredictor(model))
+    seen = []
+    begun, left = threading.Event(), threading.Event()
+
+    def network(images: Bytes) -> Probabilities:
+        seen.append(len(images))
+        begun.set()
+        left.wait(timeout=30)
+        return np.full((len(images), len(NAMES)), 1 / len(NAMES), np.float32)
+
+    slow.network = network
+    engine = Engine(Metrics().batches, networks=1, text_seconds=20)
+    messages = [{"type": "http.request", "body": b""}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def ask() -> None:
+        request = Request({"type": "http", "headers": []}, receive)
+        await request.body()
+        pictures = [(None, png(number % 10)) for number in range(2000)]
+        with pytest.raises(HTTPException, match="the client has left"):
+            await service_module.while_connected(request, engine.predict(slow, 5, pictures))
+        left.set()
+
+    with contextlib.closing(engine):
+        asyncio.run(ask())
+    assert sum(seen) < 1000
+
+
 def test_networks_run_at_once_on_what_is_ready() -> None:
     """Two threads that both wait for the other's network, and a third's images, which come in parts and in order."""
-    engine = Engine(Metrics().batches, networks=2)
+    engine = Engine(Metrics().batches, networks=2, text_seconds=20)
     together, first = threading.Barrier(2), threading.Event()
 
     def meet(images: Bytes) -> Probabilities:
@@ -606,11 +719,11 @@ def test_networks_run_at_once_on_what_is_ready() -> None:
 
     images = np.arange(100, dtype=np.uint8).repeat(28 * 28).reshape(-1, 1, 28, 28)
     with contextlib.closing(engine), ThreadPoolExecutor(2) as pool:
-        one = pool.submit(engine.run, meet, images[:1])
+        one = pool.submit(engine.run, meet, images[:1], threading.Event())
         assert first.wait(30)  # else one thread would take both
-        two = pool.submit(engine.run, meet, images[1:2])
+        two = pool.submit(engine.run, meet, images[1:2], threading.Event())
         np.testing.assert_array_equal([one.result(), two.result()], [[[0]], [[1 / 255]]])
-        np.testing.assert_array_equal(engine.run(shade, images)[:, 0], np.arange(100) / 255)
+        np.testing.assert_array_equal(engine.run(shade, images, threading.Event())[:, 0], np.arange(100) / 255)
     assert sum(sizes) == 100
     assert max(sizes) <= 64
     assert not any(thread.is_alive() for thread in engine.networks)

@@ -34,7 +34,7 @@ from glyphs.output.results import (
 )
 from glyphs.output.rows import FormReading, Reading, Row, RowKind
 from glyphs.pictures.decode import Source, open_picture
-from glyphs.pictures.find import PictureFolder, describe_skipped
+from glyphs.pictures.find import AllPages, PictureFolder, describe_skipped
 from glyphs.reading.predictor import GlyphPredictor
 
 if TYPE_CHECKING:
@@ -84,16 +84,18 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
     else:
         rows = open_terminal(kind) if sys.stdout.isatty() else open_pipe(kind._replace(top_k=arguments.columns))
     predictor, reader = make_reader(arguments, config, form)
-    images = images_of(arguments)
+    given = images_of(arguments)
+    images = list(AllPages(given))
     folder = PictureFolder(arguments.batch) if arguments.batch else None
+    pictures = AllPages(folder) if folder else images
     doubtful: Doubtful = {}
-    alone = folder is None and len(images) == 1
+    alone = len(given) == 1
     if arguments.visualize and not alone:
         ensure_folder(arguments.visualize)  # now, not when all is read
     with open_review(arguments) as page:
         with rows as results:
             try:
-                failed = predict(reader, folder or images, arguments, results, doubtful)
+                failed = predict(reader, pictures, arguments, results, doubtful)
             except Interrupted:
                 if arguments.output:
                     say(f"{arguments.output}: {results.after_interruption()}")
@@ -102,14 +104,15 @@ def read(arguments: argparse.Namespace, config: Config) -> int:
         if folder or arguments.output:
             say(results.summary() + (f"; {describe_skipped(folder.skipped)}" if folder else ""))
         if page and not isinstance(reader, GlyphPredictor):
-            review(page, reader, folder or images, arguments, doubtful, results.counts.total())
+            review(page, reader, pictures, arguments, doubtful, results.counts.total())
     if arguments.visualize and alone:
         if not failed:
-            draw(predictor, images[0][1], arguments.visualize, arguments)
-            say(f"drawn: {arguments.visualize}")
+            draw(predictor, given[0][1], arguments.visualize, arguments)
+            which = f" (the first of {len(images):,} pages)" if len(images) > 1 else ""
+            say(f"drawn: {arguments.visualize}{which}")
             show(arguments.visualize)
     elif arguments.visualize:
-        draw_all(predictor, folder or images, arguments, results.counts.total())
+        draw_all(predictor, pictures, arguments, results.counts.total())
     return SOME_FAILED if results.counts["failed"] else 0
 
 
@@ -229,6 +232,7 @@ def read_together(
     }
     kind = kind_of(arguments, form)
     folder = PictureFolder(arguments.batch)
+    pictures = AllPages(folder)
     block = config.batch_size if kind.answer == "prediction" else 1
     parts = Parts(arguments.output, about, kind=kind, block=block, number=number, count=count, meet=meet)
     if parts.paths:
@@ -236,7 +240,7 @@ def read_together(
     failed = 0
     with open_review(arguments) if number == 0 else contextlib.nullcontext() as page:
         with parts.opened():
-            predictions = stream(reader, parts.share(folder), arguments)
+            predictions = stream(reader, parts.share(pictures), arguments)
             if number == 0:
                 predictions = progress(predictions, unit=" pictures", desc=f"process 1 of {count}", delay=1)
             try:
@@ -254,7 +258,7 @@ def read_together(
                 raise
         meet()
         if number == 0:
-            for name, _ in folder if arguments.save_preprocessed else ():
+            for name, _ in pictures if arguments.save_preprocessed else ():
                 target = arguments.save_preprocessed / f"{valid_utf8(name)}.png"
                 if parts.earlier.lacks(name) and too_long(target):
                     say(not_saved(target))
@@ -265,11 +269,11 @@ def read_together(
                 if arguments.tables and row["table"] and too_long(table := arguments.tables / f"{row['file']}.csv"):
                     say(not_saved(table))
 
-            results = ResultFile(parts.write, counts=parts.join(folder, tell))
+            results = ResultFile(parts.write, counts=parts.join(pictures, tell))
             say(f"{results.summary()}; {describe_skipped(folder.skipped)}")
             failed = results.counts["failed"]
             if page and not isinstance(reader, GlyphPredictor):
-                review(page, reader, folder, arguments, {}, results.counts.total())
+                review(page, reader, pictures, arguments, {}, results.counts.total())
     meet()  # the file is whole, whichever process ends first
     return SOME_FAILED if failed else 0
 
@@ -307,7 +311,7 @@ def predict(
         total = sum(1 for _ in pictures)
         predictions = progress(predictions, total=total, initial=len(results.done), unit=" pictures", delay=1)
         complain = line_above
-    targets = relative_names(arguments.image or ())
+    targets = names_below(pictures, arguments)
     failed = 0
     for prediction, pixels in predictions:
         failed += prediction.status == "failed"
@@ -337,6 +341,11 @@ def predict(
         elif prediction.status == "joined_script" and not arguments.batch:
             complain(one_line(f"{prediction.file}: its letters are joined, which --text does not read"))
     return failed
+
+
+def names_below(pictures: Iterable[tuple[str, Any]], arguments: argparse.Namespace) -> dict[str, str]:
+    """What to call each picture of --image below a folder; those of --batch have such names."""
+    return relative_names([name for name, _ in pictures]) if arguments.image else {}
 
 
 def not_saved(target: Path) -> str:
@@ -390,7 +399,7 @@ def draw_all(
     count: int,
 ) -> None:
     """Draw each picture that can be read, a file each, under its name in the folder of --visualize."""
-    targets = relative_names(arguments.image or ())
+    targets = names_below(pictures, arguments)
     drawn = 0
     for name, picture in progress(pictures, total=count, desc="drawing", unit=" pictures", delay=1):
         path = arguments.visualize / f"{targets.get(valid_utf8(name), valid_utf8(name))}.png"

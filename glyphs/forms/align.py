@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from glyphs.core.arrays import Floats, Points
 from glyphs.forms.marks import apply, homography, straighten
+from glyphs.forms.paper import paper_ink
 from glyphs.pictures.glyph import rescale
-from glyphs.pictures.page import page_ink
 
 # Pixels of the form's longer side, while it is looked for and while tiles are matched
 SEARCH_SIDE, TILING_SIDE = 160, 800
@@ -67,7 +67,7 @@ def lay_over(scan: Floats, form: Floats) -> tuple[Points, Points] | None:
 def shrunken_ink(picture: Floats, side: int) -> tuple[Floats, float]:
     """The ink of a picture whose longer side has so many pixels, and its scale."""
     scale = side / max(picture.shape)
-    ink, _ = page_ink(rescale(picture, scale))
+    ink, _ = paper_ink(rescale(picture, scale))
     return np.clip(ink, 0, 1), scale
 
 

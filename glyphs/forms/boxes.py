@@ -3,9 +3,10 @@
 from scipy import ndimage
 
 from glyphs.core.arrays import Floats
+from glyphs.forms.paper import FAINT, paper_ink
 from glyphs.pictures.grid import straight_pieces
+from glyphs.pictures.lines import Box, union
 from glyphs.pictures.morphology import dilate
-from glyphs.pictures.page import FAINT, Box, page_ink, union
 
 # Shares of the page's shorter side
 SHORTEST_RULE = 0.015  # a box's sides are at least so long
@@ -28,7 +29,7 @@ def find_boxes(grey: Floats) -> list[Box]:
     ----------
     grey : the form, float32 [H, W] from 0 (black) to 1.
     """
-    ink, floor = page_ink(grey)
+    ink, floor = paper_ink(grey)
     mask = ink > FAINT * floor
     shorter = min(grey.shape)
     length = max(8, round(SHORTEST_RULE * shorter))

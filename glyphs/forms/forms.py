@@ -39,9 +39,17 @@ from glyphs.forms.align import lay_over
 from glyphs.forms.boxes import find_boxes
 from glyphs.forms.marks import clockwise, enclosed, find_marks, straighten
 from glyphs.output.rows import SURE_STATUSES, FormReading, Reading, form_columns
-from glyphs.pictures.decode import MAX_PIXELS, Source, explain_fault, open_picture, shrink_factor, to_grey
+from glyphs.pictures.decode import (
+    MAX_PIXELS,
+    Source,
+    explain_fault,
+    grey_to_colour,
+    open_picture,
+    shrink_factor,
+    to_grey,
+)
 from glyphs.pictures.glyph import to_bytes
-from glyphs.pictures.page import Box, Page, find_lines
+from glyphs.pictures.lines import Box, Page, find_lines
 from glyphs.reading.predictor import GlyphPredictor
 from glyphs.reading.reader import read_words
 
@@ -282,7 +290,7 @@ class FormReader:
         try:
             crops = self.crops(name, picture)
             with explain_fault(valid_utf8(name)):
-                return valid_utf8(name), [find_lines(crop) for crop in crops]
+                return valid_utf8(name), [find_lines(grey_to_colour(crop)) for crop in crops]
         except PictureError as error:
             return valid_utf8(name), error
 

@@ -15,9 +15,9 @@ from PIL import Image
 from scipy import ndimage
 
 from glyphs.core.arrays import Floats, Mask, Points
+from glyphs.forms.paper import paper_ink
 from glyphs.pictures.glyph import rescale
 from glyphs.pictures.morphology import components_of
-from glyphs.pictures.page import page_ink
 
 MODULES = 7  # a mark's side; its ring is one thick, or two, and what it encloses is three wide
 # Shares of a mark's area, and how far off a picture may be; sides are shares of the picture's shorter side
@@ -64,7 +64,7 @@ def find_marks(grey: Floats) -> Points | None:
     picture is turned; None where there are no four.
     """
     scale = min(1.0, LONGER_SIDE / max(grey.shape))
-    ink, floor = page_ink(rescale(grey, scale))
+    ink, floor = paper_ink(rescale(grey, scale))
     mask = ink > floor
     parts = components_of(mask)
     shorter = min(mask.shape)

@@ -18,7 +18,7 @@ from glyphs.core.arrays import Floats, Mask
 from glyphs.core.errors import ConfigError, PictureError
 from glyphs.core.text import split_alphabet
 from glyphs.forms.marks import Square, find_marks, mark_squares, straighten
-from glyphs.pictures.page import page_ink
+from glyphs.forms.paper import paper_ink
 
 PAPER = (210.0, 297.0)
 MARK_SIDE = 12.0
@@ -181,7 +181,7 @@ def read_code(straight: Floats) -> SheetPage | None:
     """What the strip at the foot of a straightened page says; None where it cannot be read."""
     margin = 5.0  # paper around the strip
     rows = slice(round((CODE_TOP - margin) * SCALE), round((CODE_TOP + CODE_CELL * CODE_ROWS + margin) * SCALE))
-    ink, _ = page_ink(straight[rows])
+    ink, _ = paper_ink(straight[rows])
     middles = ndimage.uniform_filter(ink, round(CODE_CELL * SCALE / 2))
     down = margin + CODE_CELL * (np.arange(CODE_ROWS) + 0.5)
     along = CODE_LEFT + CODE_CELL * (np.arange(CODE_COLUMNS) + 0.5)
@@ -226,7 +226,7 @@ def decode(padded: bytes) -> SheetPage | None:
 
 def cut_boxes(straight: Floats, page: SheetPage) -> Iterator[Cut]:
     """What the boxes of a straightened page hold, row by row, within the rules that are seen around each."""
-    ink, _ = page_ink(straight)
+    ink, _ = paper_ink(straight)
     rows = len(page.rows)
     inset = round(INSET * SCALE)
     for row, name in enumerate(page.rows):

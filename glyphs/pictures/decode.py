@@ -6,16 +6,17 @@ import math
 import os
 import re
 import stat
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from glyphs.core.arrays import Floats
+from glyphs.core.arrays import Bytes, Floats
 from glyphs.core.errors import GlyphError, PictureError
 from glyphs.core.files import valid_utf8
 from glyphs.core.text import first_line
@@ -25,13 +26,23 @@ if TYPE_CHECKING:
 else:
     Tensor = Any  # pictures are read without torch, too
 
-Source: TypeAlias = str | Path | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any] | Tensor
+
+class LaterPage(NamedTuple):
+    """A page of a TIFF or PDF, or a frame of a GIF: not the first, 1, which the path alone stands for."""
+
+    path: str
+    number: int
+
+
+Source: TypeAlias = str | Path | LaterPage | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any] | Tensor
 
 # Reading
 MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, so that its warning is never reached
 # The formats people have pictures in.  Not all of Pillow's: its EPS reader, for one, starts Ghostscript.
 PICTURE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "ICO", "TGA", "JPEG2000")
 
+PDF_START, PDF_DPI = b"%PDF-", 200
+PDFIUM_LOCK = threading.Lock()  # PDFium is for one thread at a time
 # In an SVG drawing: a reference that leads out of the file, or what can hide one.
 OTHER_FILE = re.compile(r"""href\s*=\s*["'](?!\#|data:)|<!ENTITY""", re.IGNORECASE)
 SVG_SIDE = 512  # pixels of a drawing's longer side
@@ -48,8 +59,9 @@ def open_picture(source: Source) -> Image.Image:
 
     Parameters
     ----------
-    source : a path, a binary file, what such a file holds (bytes), a Pillow image, an array [H, W] or
-        [H, W, 1, 3 or 4], or a tensor [H, W] or [1, 3 or 4, H, W]; both of bool, uint8, uint16, or floats from 0 to 1.
+    source : a path, whose first page is opened, a later page, a binary file, what such a file holds (bytes), a Pillow
+        image, an array [H, W] or [H, W, 1, 3 or 4], or a tensor [H, W] or [1, 3 or 4, H, W]; both of bool, uint8,
+        uint16, or floats from 0 to 1.  A PDF is opened by its path only.
 
     Raises
     ------
@@ -58,8 +70,11 @@ def open_picture(source: Source) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    number = 1
+    if isinstance(source, LaterPage):
+        source, number = source
     if isinstance(source, str | Path):
-        name = shown_name(source)
+        name = shown_name(source) + (f"#{number}" if number > 1 else "")
         try:
             status = os.stat(source)  # noqa: PTH116 - a Path object would cost a tenth of the whole
             if not stat.S_ISREG(status.st_mode):
@@ -71,7 +86,9 @@ def open_picture(source: Source) -> Image.Image:
             if str(source).lower().endswith(".svg"):
                 return draw_svg(Path(source), name)
             with open(source, "rb") as file:  # noqa: PTH123
-                return _decode(file, name)
+                if is_pdf(file):
+                    return _render_pdf(file, number, name)
+                return _decode(file, name, number)
         except FileNotFoundError:
             raise PictureError(f"{name}: there is no such file") from None
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
@@ -118,6 +135,8 @@ def draw_svg(path: Path, name: str) -> Image.Image:
 
 def shown_name(source: Source) -> str:
     """What messages call a picture."""
+    if isinstance(source, LaterPage):
+        return f"{valid_utf8(source.path)}#{source.number}"
     return valid_utf8(os.fspath(source)) if isinstance(source, str | Path) else "the picture"
 
 
@@ -139,9 +158,53 @@ def explain_fault(name: str) -> Iterator[None]:
         ) from error
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def count_pages(path: str | Path) -> int:
+    """How many pages, or frames, a file has; 1 where that cannot be told, which opening it will explain."""
+    with contextlib.suppress(Exception), open(path, "rb") as file:  # noqa: PTH123 - Pillow's readers raise anything
+        if is_pdf(file):
+            with PDFIUM_LOCK, contextlib.closing(_open_pdf(file)) as pdf:
+                return len(pdf)
+        with Image.open(file, formats=PICTURE_FORMATS) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    return 1
+
+
+def is_pdf(file: BinaryIO) -> bool:
+    """Whether an open file, at its start, is a PDF."""
+    start = file.read(len(PDF_START))
+    file.seek(0)
+    return start == PDF_START
+
+
+def _open_pdf(file: BinaryIO) -> Any:
+    import pypdfium2
+
+    return pypdfium2.PdfDocument(file)
+
+
+def _render_pdf(file: BinaryIO, number: int, name: str) -> Image.Image:
+    """A page of an open PDF as it would be printed at PDF_DPI."""
+    try:
+        with PDFIUM_LOCK, contextlib.closing(_open_pdf(file)) as pdf:
+            page = pdf[number - 1]
+            scale = PDF_DPI / 72
+            width, height = (math.ceil(scale * side) for side in page.get_size())
+            _refuse_bomb((width, height), name)
+            picture: Image.Image = page.render(scale=scale).to_pil()
+            return picture.convert("RGB")
+    except ImportError:
+        raise PictureError(f"{name}: to read a PDF needs pypdfium2: pip install pypdfium2") from None
+    except PictureError:
+        raise
+    except Exception as error:
+        raise PictureError(f"{name}: cannot be read as a PDF ({error})") from None
+
+
+def _decode(file: BinaryIO, name: str, number: int = 1) -> Image.Image:
     try:
         picture = Image.open(file, formats=PICTURE_FORMATS)
+        if number > 1:
+            picture.seek(number - 1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(f"{name}: has more than {MAX_PIXELS:,} pixels; shrink it first") from None
     except UnidentifiedImageError:
@@ -198,6 +261,22 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def plain_copy(picture: Image.Image) -> Image.Image:
+    """The pixels of an open picture alone, as L, RGB or RGBA of 8 bits: what `to_grey` sees of it, and any program.
+
+    Where and when it was taken, its palette and its depth are left out.
+    """
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = Image.fromarray(np.rint(255 * _deep_grey(picture)).astype(np.uint8))
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    elif picture.mode in ("1", "L"):
+        picture = picture.convert("L")
+    else:
+        picture = picture.convert("RGB")
+    return Image.fromarray(np.asarray(picture))
+
+
 def shrink_factor(size: tuple[int, int]) -> int:
     """The whole factor by which `to_grey` shrinks a picture of so many pixels."""
     return max(1, max(size) // MOST_SIDE)
@@ -224,10 +303,41 @@ def to_grey(picture: Image.Image) -> Floats:
     if not transparent:
         return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
     grey, cover = (np.asarray(band, dtype=np.float32) / np.float32(255) for band in picture.convert("LA").split())
-    seen = grey[cover > 0.5]
-    backdrop = np.float32(0 if cover.min() < 0.5 and seen.size and seen.min() > 0.5 else 1)
-    flat: Floats = grey * cover + backdrop * (1 - cover)
+    flat: Floats = grey * cover + _backdrop(grey, cover) * (1 - cover)
     return flat
+
+
+def to_colour(picture: Image.Image) -> Bytes:
+    """The colours of an open picture, uint8 [H, W, 3].
+
+    Transparency, 16-bit pictures and what is larger than `MOST_SIDE` are treated as `to_grey` treats them.
+    """
+    if picture.mode.startswith("I") or picture.mode in ("F", "L", "1", "LA"):
+        return grey_to_colour(to_grey(picture))
+    factor = shrink_factor(picture.size)
+    transparent = picture.has_transparency_data
+    if picture.mode != "RGB" or transparent:
+        picture = picture.convert("RGBA" if transparent else "RGB")
+    if factor > 1:
+        picture = picture.reduce(factor)
+    if not transparent:
+        return np.asarray(picture)
+    cover = np.asarray(picture.getchannel("A"), dtype=np.float32) / np.float32(255)
+    grey = np.asarray(picture.convert("LA").getchannel("L"), dtype=np.float32) / np.float32(255)
+    colours = np.asarray(picture)[:, :, :3] * cover[:, :, None] + 255 * _backdrop(grey, cover) * (1 - cover[:, :, None])
+    return np.asarray(np.rint(colours), np.uint8)
+
+
+def grey_to_colour(grey: Floats) -> Bytes:
+    """A brightness, float32 [H, W] from 0 to 1, as colours, uint8 [H, W, 3]."""
+    values = np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(values[:, :, None], 3, axis=2)
+
+
+def _backdrop(grey: Floats, cover: Floats) -> np.float32:
+    """What a transparent picture is laid on: black where all that can be seen of it is light, else white."""
+    seen = grey[cover > 0.5]
+    return np.float32(0 if cover.min() < 0.5 and seen.size and seen.min() > 0.5 else 1)
 
 
 def _deep_grey(picture: Image.Image) -> Floats:

@@ -3,29 +3,44 @@
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glyphs.core.errors import DataError, PictureError
+from glyphs.pictures.decode import LaterPage, Source, count_pages
 
 # What counts as a picture.
 DRAWN = (".svg",) if importlib.util.find_spec("resvg_py") else ()
 SUFFIXES = (
     *DRAWN,
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jp2",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".tga",
-    ".ico",
+    *(".png", ".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".tga", ".ico"),
+    ".pdf",
 )
+PAGED = (".tif", ".tiff", ".gif", ".webp", ".pdf")  # files that may have several pages, or frames
+MOST_PAGES = 500  # that are read of a file
+
+
+class AllPages:
+    """Pictures by their names, each page of files of several: page 2 of `scan.tif` is `scan.tif#2`.
+
+    Parameters
+    ----------
+    pictures : names, and paths or other pictures, or why there is none; iterated over as often as this is.
+    """
+
+    def __init__(self, pictures: Iterable[tuple[str, Source | PictureError]]) -> None:
+        self.pictures = pictures
+
+    def __iter__(self) -> Iterator[tuple[str, Source | PictureError]]:
+        for name, picture in self.pictures:
+            yield name, picture
+            if isinstance(picture, str) and picture.lower().endswith(PAGED):
+                pages = count_pages(picture)
+                for number in range(2, min(pages, MOST_PAGES) + 1):
+                    yield f"{name}#{number}", LaterPage(picture, number)
+                if pages > MOST_PAGES:
+                    left_out = f"{picture}: has {pages:,} pages; those after {MOST_PAGES} are left out: divide it"
+                    yield f"{name}#{MOST_PAGES + 1}", PictureError(left_out)
 
 
 class PictureFolder:

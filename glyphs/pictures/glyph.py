@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from glyphs.core.arrays import Bytes, Floats, Mask, Points
-from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, to_grey
+from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, to_colour, to_grey
 from glyphs.pictures.morphology import closing, dilate, framed, opening
 from glyphs.pictures.plain import EMNIST_FORM, InputForm, letterbox, on_paper
 
@@ -87,18 +87,26 @@ CUT = 0.3  # likewise, below which a part that the picture's edge cuts is a neig
 LARGE = 0.15  # likewise, above which a part may be a character for itself
 FARTHEST_DOT = 0.45  # how far off the dot of an i may lie, over the glyph's size
 
+# What the finder sees, where there is no glyph by the bounds above.  Shares are of the character with the most ink.
+SURE_HEAT = 0.75  # it is a character; of noise and textures few places are as hot
+LARGE_AREA, LARGE_SIDE = 0.3, 0.5  # another one has so much ink, and is so large
+BAND_EDGES = 3  # of the picture: what touches so many may be a band of another colour along one of them
+WIDEST_PAIR = 1.3  # width over height of both from which on two that touch are two, and not an m that was cut in two
+
 
 class Glyph(NamedTuple):
     """What was found in a picture.
 
     pixels : uint8 [28, 28], white on black, exactly where `status` is "ok"; of plain pictures [size, size], or
     [size, size, 3] in colour.  mnist_sized : the picture has the 28x28 pixels of MNIST's images, and is not in EMNIST's
-    form: a drawing that somebody made for a reader of digits, most likely.
+    form: a drawing that somebody made for a reader of digits, most likely.  edges : how many of the picture's the glyph
+    touches.
     """
 
     status: GlyphStatus
     pixels: Bytes | None
     mnist_sized: bool = False
+    edges: int = 0
 
 
 # ---- From a picture to EMNIST's form ----
@@ -137,7 +145,54 @@ def _prepare(opened: Image.Image) -> Glyph:
         for candidate in (pixels, 255 - pixels):
             if _is_emnist(candidate):
                 return Glyph("ok", candidate)
-    return _find_glyph(to_grey(opened))._replace(mnist_sized=opened.size == (SIDE, SIDE))
+    glyph = _find_glyph(to_grey(opened))
+    if glyph.status == "no_glyph" or glyph.edges >= BAND_EDGES:
+        second = _second_look(to_colour(opened))
+        if glyph.status == "no_glyph" or second.status == "ok":
+            glyph = second
+    return glyph._replace(mnist_sized=opened.size == (SIDE, SIDE))
+
+
+def _second_look(picture: Bytes) -> Glyph:
+    """What the finder sees in a picture, uint8 [H, W, 3], in which `_find_glyph` found no glyph, or perhaps a band.
+
+    That is one whose corners, bands or borders are of another colour than its paper, or whose ink is as bright.
+    """
+    from glyphs.pictures.finder import STROKE, find  # onnxruntime's session, which few pictures need
+
+    found = find(picture)
+    if found is None:
+        return Glyph("no_glyph", None)
+    places = ndimage.find_objects(found.owner)
+    areas = np.bincount(found.owner.ravel())[1:]
+    sides = np.array([max(line.stop - line.start for line in place) for place in places])
+    main = int(areas.argmax())
+    if found.heat[main] < SURE_HEAT or found.joined > STROKE:
+        return Glyph("no_glyph", None)
+    parts, _ = ndimage.label(found.ink > STROKE, np.ones((3, 3)))
+    of_main = np.unique(parts[places[main]][found.owner[places[main]] == main + 1])
+    own = found.owner == main + 1
+    for number in range(len(areas)):
+        if number == main:
+            continue
+        mask = found.owner[places[number]] == number + 1
+        connected = np.isin(parts[places[number]][mask], of_main).any()
+        large = areas[number] > LARGE_AREA * areas[main] and sides[number] > LARGE_SIDE * sides[main]
+        rows, columns = zip(places[main], places[number], strict=True)
+        high, wide = (max(a.stop, b.stop) - min(a.start, b.start) for a, b in (rows, columns))
+        cut = any(line.start == 0 or line.stop == side for line, side in zip(places[number], own.shape, strict=True))
+        if large and not cut and (wide > WIDEST_PAIR * high or not connected):
+            return Glyph("several_glyphs", None)
+        if connected:  # a part of it that was taken for a character
+            own[places[number]] |= mask
+    box = _box(own)
+    thickest = float(ndimage.distance_transform_edt(framed(own[box], (1, 1), (1, 1))).max())
+    if thickest > THICKEST * max(line.stop - line.start for line in box):
+        return Glyph("no_glyph", None)
+    edge = 2  # pixels: the soft edge of a stroke
+    ink = np.where(dilate(own, 2 * edge + 1, 2 * edge + 1), found.ink, np.float32(0))
+    pixels = draw_ink(ink, box, STROKE / 2)
+    return Glyph("ok", pixels) if pixels.any() else Glyph("no_glyph", None)
 
 
 def _inverted(grey: Floats) -> Bytes:
@@ -207,9 +262,12 @@ def _find_glyph(grey: Floats) -> Glyph:
             slice(max(0, int((line.start - size) / scale)), int((line.stop + size) / scale)) for line in box
         )
         return _find_glyph(grey[rows, columns])
+    edges = sum(line.start == 0 for line in box) + sum(
+        line.stop == side for line, side in zip(box, page.shape, strict=True)
+    )
     dropped = (labels > 0) & ~glyph
     pixels = draw_ink(np.where(dropped, 0, ink), box, floor)
-    return Glyph("ok", pixels) if pixels.any() else Glyph("no_glyph", None)
+    return Glyph("ok", pixels, edges=edges) if pixels.any() else Glyph("no_glyph", None)
 
 
 def _inside_lines(page: Floats) -> tuple[slice, slice]:

@@ -19,7 +19,7 @@ from PIL import Image
 from glyphs.core.arrays import Bytes, Floats, Mask
 from glyphs.core.errors import CheckpointError
 from glyphs.core.files import pretrained_folder
-from glyphs.pictures.page import Box, Piece
+from glyphs.pictures.lines import Box, Piece
 
 VIEW_SIDE = 32  # pixels of what it sees
 VIEW_HEIGHTS = 2.4  # heights of the line that these show

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from glyphs.core.arrays import Bytes, Floats, Probabilities
 from glyphs.models.runtime import Network
 from glyphs.pictures.glyph import draw_ink
+from glyphs.pictures.lines import Box, Line, Page, Piece, merge, union
 from glyphs.pictures.morphology import framed
-from glyphs.pictures.page import Box, Line, Page, Piece, merge, union
 from glyphs.reading.automaton import Automaton
 from glyphs.reading.cuts import character_odds, draw_candidate
 
 # Costs are natural logarithms of probabilities, found on pictures that users of such programs tried.
+SEEN_AT_ONCE = 1024  # candidates that are drawn before the networks see them
 MOST_PIECES = 7  # of a character
 WIDEST = 1.7  # a character of several pieces is no wider, in heights of its line, or its own
 WIDE, WIDE_COST = 1.5, 4.0  # from this width in its own heights on, each further one costs so much
@@ -181,10 +182,15 @@ def score_candidates(
     *,
     judge_cuts: bool,
 ) -> None:
-    """Let the network see candidates, in one batch, and score them.
+    """Let the network see candidates, so many at once, and score them.
 
     `judge_cuts`: whether that of cuts sees them, too; it knows Latin letters and digits.
     """
+    if len(candidates) > SEEN_AT_ONCE:
+        for start in range(0, len(candidates), SEEN_AT_ONCE):
+            part = candidates[start : start + SEEN_AT_ONCE]
+            score_candidates(page, part, network, alike, judge_cuts=judge_cuts)
+        return
     if not candidates:
         return
     pieces = [lattice.piece(span) for lattice, span in candidates]

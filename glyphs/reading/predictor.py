@@ -26,12 +26,12 @@ from glyphs.core.files import DRAWING, unused, valid_utf8
 from glyphs.core.text import PRIORS, alphabet_of, split_alphabet
 from glyphs.models.runtime import default_model, describe_training, load_onnx, load_pth
 from glyphs.output.rows import DECIMALS, Candidate, Prediction, Reading, Status
-from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, shrink_factor, to_grey
+from glyphs.pictures.decode import Source, explain_fault, open_picture, shown_name, shrink_factor, to_colour
 from glyphs.pictures.glyph import preprocess
 from glyphs.pictures.plain import EMNIST_FORM, Mode, to_planes
 
 if TYPE_CHECKING:
-    from glyphs.pictures.page import Page
+    from glyphs.pictures.lines import Page
     from glyphs.reading.automaton import Automaton
 
 PATIENCE = 0.5  # seconds that answers wait for more pictures to fill a batch: a person watches
@@ -311,7 +311,7 @@ class GlyphPredictor:
 
     def find_page(self, name: str | None, picture: Source | PictureError) -> "tuple[str | None, Page | PictureError]":
         """The lines of ink in a picture, or why it cannot be read."""
-        from glyphs.pictures.page import find_lines  # one character is read without
+        from glyphs.pictures.lines import find_lines  # one character is read without
 
         file = None if name is None else valid_utf8(name)
         try:
@@ -319,10 +319,11 @@ class GlyphPredictor:
                 raise picture
             opened = open_picture(picture)
             with explain_fault(shown_name(picture)):
-                page = find_lines(to_grey(opened))
+                page = find_lines(to_colour(opened))
         except PictureError as error:
             return file, error
         page.zoom /= shrink_factor(opened.size)  # boxes are in pixels of the picture as it came
+        page.size = opened.size
         return file, page
 
     def read_page(

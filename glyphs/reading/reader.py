@@ -18,7 +18,7 @@ from glyphs.core.errors import ConfigError, DataError
 from glyphs.core.files import read_written
 from glyphs.models.runtime import Network
 from glyphs.output.rows import DECIMALS, Candidate, Character, TextLine, Word
-from glyphs.pictures.page import Line, Page, Piece
+from glyphs.pictures.lines import Line, Page, Piece
 from glyphs.reading.automaton import Automaton
 from glyphs.reading.lattice import (
     LEAST_PROBABILITY,

@@ -53,6 +53,7 @@ class Limits:
     bytes_at_once : of all bodies that are read and answered at once.
     connections : open at once; requests on more are answered with 503.
     collected_pictures, collected_bytes : that the folder of corrected pictures holds; more are answered with 507.
+    text_seconds : for which the text of one picture is read; then its row is `failed`.
     head_seconds, body_seconds : in which the head and the body of a request must arrive, else 408.
     stop_seconds : for which a service that was told to stop waits for answers under way.
     """
@@ -64,6 +65,7 @@ class Limits:
     connections: int = 1000
     collected_pictures: int = 10_000
     collected_bytes: int = 1 << 30
+    text_seconds: float = 20.0
     head_seconds: float = 10.0
     body_seconds: float = 20.0
     stop_seconds: float = 30.0

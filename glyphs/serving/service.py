@@ -5,6 +5,7 @@
 Everything is bounded (`Limits`), and nothing that a request says becomes the path of a file.
 """
 
+import asyncio
 import base64
 import contextlib
 import functools
@@ -15,7 +16,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from glyphs.core.ahead import Result
 from glyphs.core.arrays import Bytes
 from glyphs.core.cpus import usable_cpus
 from glyphs.core.errors import ConfigError, PictureError
-from glyphs.core.files import pretrained_folder, replace_file
+from glyphs.core.files import explain_write_error, pretrained_folder, replace_file
 from glyphs.core.text import one_line
 from glyphs.models.runtime import describe_training
 from glyphs.output.results import json_row, relative_names
 from glyphs.output.rows import Prediction, Reading
-from glyphs.pictures.decode import MAX_PIXELS, open_picture
+from glyphs.pictures.decode import MAX_PIXELS, open_picture, plain_copy, to_grey
 from glyphs.reading.predictor import GlyphPredictor
 from glyphs.serving.engine import Engine
 from glyphs.serving.gate import RETRY_SECONDS, Guard, Limits, Metrics, Protocol, Server
@@ -58,6 +60,8 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
+CLIENT_LEFT = 499  # as nginx calls it in its log
+MOST_CHANGE = 2 / 255  # of brightness, by rounding, between a picture and what is kept of it
 TOLD_SETTINGS = ("dataset", "emnist_split", "class_prior", "preprocess", "num_epochs", "use_residual", "seed")
 
 
@@ -98,7 +102,7 @@ class Service:
         self.collection = collection
         self.metrics = Metrics()
         on_cpu = all(predictor.on_cpu for predictor in models.values())
-        self.engine = Engine(self.metrics.batches, usable_cpus() if on_cpu else 1)
+        self.engine = Engine(self.metrics.batches, usable_cpus() if on_cpu else 1, self.limits.text_seconds)
         self.under_way = 0
         self.bytes_at_once = 0
         routes = [
@@ -144,9 +148,10 @@ class Service:
         answers: Sequence[tuple[Prediction | Reading, Bytes | None]]
         async with self.pictures(request) as pictures:
             if text:
-                answers = [(reading, None) for reading in await self.engine.read(chosen, top_k, pictures)]
+                readings = await while_connected(request, self.engine.read(chosen, top_k, pictures))
+                answers = [(reading, None) for reading in readings]
             else:
-                answers = await self.engine.predict(chosen, top_k, pictures)
+                answers = await while_connected(request, self.engine.predict(chosen, top_k, pictures))
         for prediction, _ in answers:
             self.metrics.pictures.labels(prediction.status).inc()
         if saw:
@@ -175,7 +180,8 @@ class Service:
         async with self.pictures(request) as pictures:
             [content] = [content for _, content in pictures[:1]]
             try:
-                kept = await anyio.to_thread.run_sync(self.collection.keep, content, name)
+                # With the engine's threads: no more pictures are decoded at once than there are cores.
+                kept = await self.engine.do(functools.partial(self.collection.keep, content, name))
             except PictureError as error:
                 raise HTTPException(422, str(error)) from None
         return JSONResponse({"kept": kept}, 201)
@@ -250,6 +256,26 @@ class Service:
         return Response(content, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """What some work gives, which is cancelled when the client leaves; then it raises an HTTPException for the log."""
+    answer = asyncio.ensure_future(work)
+
+    async def watch() -> None:
+        # The body is read: whatever else comes, comes once, when the client leaves.
+        if (await request.receive())["type"] != "http.disconnect":
+            await asyncio.Event().wait()
+
+    leaving = asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise HTTPException(CLIENT_LEFT, "the client has left")
+        return answer.result()
+    finally:
+        for task in (answer, leaving):
+            task.cancel()
+
+
 def number(query: Mapping[str, str], name: str, kind: type[int] | type[float], low: float, high: float) -> Any:
     """A number among a request's parameters, None where it is not there.  Raises HTTPException."""
     if name not in query:
@@ -303,13 +329,20 @@ class Collection:
     def keep(self, content: bytes, name: str) -> str:
         """Write a picture as PNG, which leaves out where and when it was taken; returns its path below the folder.
 
+        One that was kept under another name moves: the last correction is the one that holds.
+
         Raises PictureError; HTTPException where the folder is full; GlyphError where it cannot be written.
         """
         kept = f"{name}/{hashlib.sha256(content).hexdigest()[:16]}.png"
         path = self.folder / kept
         file = write_anew(open_picture(io.BytesIO(content)))
-        with self.lock:
+        with self.lock, explain_write_error(path):
             if path.exists():
+                return kept
+            earlier = next(self.folder.glob(f"*/{path.name}"), None)
+            if earlier is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                earlier.replace(path)
                 return kept
             size = self.bytes + len(file)
             if self.pictures >= self.limits.collected_pictures or size > self.limits.collected_bytes:
@@ -322,15 +355,15 @@ class Collection:
 
 
 def write_anew(picture: Image.Image) -> bytes:
-    """A PNG file of a picture's pixels alone."""
-    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        picture = picture.convert("RGB")
+    """A PNG file of a picture's pixels alone, which is read as the picture is.
+
+    Raises PictureError where it is not: what is kept is trained on.
+    """
     file = io.BytesIO()
-    plain = Image.new(picture.mode, picture.size)
-    plain.paste(picture)
-    if picture.mode == "P":
-        plain.putpalette(picture.getpalette() or [])
-    plain.save(file, "PNG")
+    plain_copy(picture).save(file, "PNG")
+    kept = open_picture(file.getvalue())
+    if np.abs(to_grey(kept) - to_grey(picture)).max() > MOST_CHANGE:
+        raise PictureError(f"a picture of the kind {picture.mode} would be kept otherwise than it is read: not kept")
     return file.getvalue()
 
 
