@@ -44,7 +44,6 @@ SIGNS = "+-=/().,:?!%#@&*'\"\u00d7\u00f7<>$"
 
 # Height over that of a capital and depth below the line, in the usual hand
 X_HEIGHT = "acemnorsuvwxz"
-TALL_SMALL = "bdfhklt"
 DEEP = "gpqy"
 
 

@@ -65,7 +65,7 @@ class Finding(NamedTuple):
 
     ink : float32 [H, W] from 0 to 1, at `scale` pixels for one of the picture.
     centres : float32 [N, 2], y and x of each character, in pixels of the ink; sizes : float32 [N, 2], height and width.
-    heat : float32 [N], how sure it is of each; printed : float32 [N], the probability that it is print.
+    heat : float32 [N], how sure it is of each.
     owner : int32 [H, W], the number from 1 of the character that each pixel of a stroke belongs to; 0 for none.
     rules : float32 [H/2, W/2], the probability of a rule: of a box, a table, ruled paper.
     joined : the share of the ink that is joined script.
@@ -75,7 +75,6 @@ class Finding(NamedTuple):
     centres: Floats
     sizes: Floats
     heat: Floats
-    printed: Floats
     owner: NDArray[np.int32]
     rules: Floats
     joined: float
@@ -206,10 +205,9 @@ def described(maps: Floats, scale: float) -> Finding | None:
     if not real.any():
         return None
     owner = np.concatenate([[0], np.where(real, np.cumsum(real), 0)]).astype(np.int32)[owner]
-    printed = mean_of(sigmoid(maps[Channel.PRINTED]), labels, len(centres))[real]
     joined = sigmoid(maps[Channel.JOINED])[strokes[::STRIDE, ::STRIDE]]
     script = float((joined > 0.5).mean()) if joined.size else 0.0
-    return Finding(ink, centres[real], sizes[real], heat[real], printed, owner, rules, script, scale)
+    return Finding(ink, centres[real], sizes[real], heat[real], owner, rules, script, scale)
 
 
 def mean_of(values: Floats, labels: NDArray[np.int32], count: int) -> Floats:
